@@ -4,34 +4,43 @@ import difflib
 import functools
 import sys
 from collections.abc import Callable, Iterable
+from typing import Any
 
 
 class InputError(ValueError):
-    """A mistake in what the user gave; its text is one sentence that says the remedy."""
+    """A mistake in what the user gave; its text is one sentence with the remedy."""
 
 
 class UnknownNameError(InputError, NotImplementedError):
     """A name that is not registered; also what DomainBed raises for one."""
 
     def __init__(self, kind: str, name: object, known: Iterable[str]):
-        known = sorted(known)
-        by_lower = {word.lower(): word for word in known}
-        near = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.5)
-        guess = f" Did you mean {by_lower[near[0]]!r}?" if near else ""
+        known = list(known)
         super().__init__(
-            f"Unknown {kind} {str(name)!r}; known: {', '.join(known)}.{guess}"
+            f"Unknown {kind} {str(name)!r}; known: {', '.join(known)}."
+            + did_you_mean(str(name), known)
         )
 
 
-def exits_on_input_error(main: Callable[..., None]) -> Callable[..., None]:
-    """`main`, but an InputError becomes its sentence and exit status 2."""
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """' Did you mean X?' for the known name nearest to `name`, or nothing."""
+    by_lower = {word.lower(): word for word in known}
+    near = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
+    return f" Did you mean {by_lower[near[0]]!r}?" if near else ""
 
-    @functools.wraps(main)
-    def wrapped(argv: list[str] | None = None) -> None:
+
+def exits_on_input_error(function: Callable[..., None]) -> Callable[..., None]:
+    """The function, but an InputError becomes its sentence and exit status 2."""
+
+    @functools.wraps(function)
+    def wrapped(*args: Any) -> None:
         try:
-            main(argv)
+            function(*args)
         except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
+            # A DataLoader's worker wraps the sentence in its own traceback.
+            sentence = str(error).strip().splitlines()[-1]
+            sentence = sentence.removeprefix("domainbed.lib.errors.InputError: ")
+            print(f"error: {sentence}", file=sys.stderr)
             raise SystemExit(2) from None
 
     return wrapped

@@ -1,8 +1,12 @@
 """Seeds, splits, weights and accuracy: the small facts every DomainBed run shares."""
 
 import hashlib
+import json
+import random
+import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +19,13 @@ def seed_hash(*args: Any) -> int:
     return int(hashlib.md5(str(args).encode("utf-8")).hexdigest(), 16) % 2**31
 
 
+def seed_everything(seed: int) -> None:
+    """Set the state of Python's, numpy's and torch's generators from one number."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
 def split_dataset(dataset: Dataset, n: int, seed: int = 0) -> tuple[Subset, Subset]:
     """The n first items of a seeded shuffle, and the rest."""
     if not 0 <= n <= len(dataset):
@@ -22,3 +33,82 @@ def split_dataset(dataset: Dataset, n: int, seed: int = 0) -> tuple[Subset, Subs
     keys = list(range(len(dataset)))
     np.random.RandomState(seed).shuffle(keys)
     return Subset(dataset, keys[:n]), Subset(dataset, keys[n:])
+
+
+def labels_of(dataset: Dataset) -> list[int]:
+    """Every item's label, in order, without loading an image where that is possible."""
+    if isinstance(dataset, Subset):
+        labels = labels_of(dataset.dataset)
+        return [labels[key] for key in dataset.indices]
+    if hasattr(dataset, "targets"):
+        return [int(y) for y in dataset.targets]
+    return [int(y) for _, y in (dataset[i] for i in range(len(dataset)))]
+
+
+def make_weights_for_balanced_classes(dataset: Dataset) -> torch.Tensor:
+    """A weight for each item, with which every class weighs the same; they sum to 1."""
+    labels = labels_of(dataset)
+    counts = Counter(labels)
+    return torch.tensor([1 / (counts[y] * len(counts)) for y in labels])
+
+
+def accuracy(
+    network: Any,
+    loader: Iterable[tuple[torch.Tensor, torch.Tensor]],
+    weights: Sequence[float] | torch.Tensor | None,
+    device: torch.device | str,
+) -> float:
+    """The weighted share of items whose highest logit is their label.
+
+    `network.predict(x)` gives logits (B, C); of one column, positive means class 1.
+    `weights` follow the loader's order, None weighs all alike.
+    """
+    network.eval()
+    correct = total = 0.0
+    seen = 0
+    with torch.no_grad():
+        for x, y in loader:
+            logits = network.predict(x.to(device))
+            guess = logits.argmax(1) if logits.shape[1] > 1 else logits[:, 0] > 0
+            right = (guess == y.to(device)).double().cpu()
+            if weights is None:
+                w = torch.ones(len(y), dtype=torch.double)
+            else:
+                w = torch.as_tensor(weights[seen : seen + len(y)], dtype=torch.double)
+            seen += len(y)
+            correct += (right * w).sum().item()
+            total += w.sum().item()
+    network.train()
+    return correct / total if total else float("nan")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """The file appears with all of its text or not at all."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text)
+    part.replace(path)
+
+
+def plain(value: Any) -> Any:
+    """The value in the types that JSON knows: numpy's scalars become Python's."""
+    return json.loads(json.dumps(value, default=lambda scalar: scalar.item()))
+
+
+class Tee:
+    """A stream that writes to standard output and to a file."""
+
+    def __init__(self, fname: str | Path, mode: str = "a", stream: Any = None):
+        self.stream = stream or sys.stdout
+        self.file = open(fname, mode)  # noqa: SIM115 (open as long as the Tee is)
+
+    def write(self, text: str) -> None:
+        self.stream.write(text)
+        self.file.write(text)
+        self.flush()
+
+    def flush(self) -> None:
+        self.stream.flush()
+        self.file.flush()
+
+    def isatty(self) -> bool:
+        return self.stream.isatty()

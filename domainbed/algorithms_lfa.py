@@ -1,0 +1,222 @@
+"""Methods that adapt a frozen CLIP: zero-shot, linear probe, LFA.
+
+LFA: Layer-wise Feature Aggregation, https://github.com/MLAI-Yonsei/LFA
+CLIP: Radford et al., 2021, https://arxiv.org/abs/2103.00020
+
+Letters: B images, C classes, L layers, D image width, W text width, E joint embedding.
+z (B, L, D) image layer features, t (C, L, W) text layer features.
+"""
+
+import warnings
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from domainbed.algorithms import Algorithm, register
+from domainbed.backbones import load_clip
+
+TENSOR_DATASETS = ("Debug28", "Debug224", "RotatedMNIST", "ColoredMNIST")
+
+
+def unit(v: torch.Tensor) -> torch.Tensor:
+    """v / |v| along the last axis."""
+    return F.normalize(v, dim=-1)
+
+
+def attention(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    """Weights over layers (..., L), softmax(q . k_l / sqrt(E)).
+
+    q (..., E) and k (..., L, E); leading axes broadcast.
+    """
+    return (torch.einsum("...e,...le->...l", q, k) / k.shape[-1] ** 0.5).softmax(-1)
+
+
+def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """The layers' values (..., L, E) pooled to (..., E) by the query's attention."""
+    return torch.einsum("...l,...le->...e", attention(q, k), v)
+
+
+def prompts_of(template: str, class_names: list[str]) -> list[str]:
+    """The template with each class name at its {name}; underscores become spaces."""
+    return [template.replace("{name}", name.replace("_", " ")) for name in class_names]
+
+
+class CLIPAlgorithm(Algorithm):
+    """A frozen CLIP and something small on top that trains with SGD.
+
+    A method sets its parameters in `build` and defines `logits(z)`; training and
+    prediction share both. x may be images or their layer features z.
+    """
+
+    def __init__(self, input_shape, num_classes, num_domains, hparams):
+        super().__init__(input_shape, num_classes, num_domains, hparams)
+        self.backbone = load_clip(hparams["clip_backbone"])
+        names = hparams.get("class_names")
+        if names is None:
+            names = [f"class {i}" for i in range(num_classes)]
+            warnings.warn(f"no class names; prompts say {names[0]!r} ...", stacklevel=2)
+        prompts = prompts_of(hparams["prompt"], names)
+        with torch.no_grad():
+            t = self.backbone.encode_text_layers(prompts)
+        # Made from frozen weights: moved with the module, but not saved again.
+        self.register_buffer("text_features", t, persistent=False)
+        self.build()
+        trainable = [p for p in self.parameters() if p.requires_grad]
+        self.optimizer = trainable and torch.optim.SGD(
+            trainable,
+            lr=hparams["lr"],
+            momentum=hparams["momentum"],
+            weight_decay=hparams["weight_decay"],
+        )
+
+    @classmethod
+    def hparam_rows(cls, dataset):
+        embedded = dataset == "EmojiDG" or dataset.startswith("Debug")
+        return {
+            "clip_backbone": ("emoji" if embedded else "ViT-B/16", None),
+            "clip_transform": (dataset not in TENSOR_DATASETS, None),
+            "prompt": ("a photo of a {name}", None),
+            "lr": (1e-3, lambda r: 10 ** r.uniform(-4.5, -2.5)),
+            "weight_decay": (0.0, None),
+            "momentum": (0.1, lambda r: r.choice([0.0, 0.1, 0.2])),
+        }
+
+    def build(self) -> None:
+        """Make the parameters that train; there are none unless a method says so."""
+
+    def logits(self, z: torch.Tensor) -> torch.Tensor:
+        """Class scores (B, C) of layer features z (B, L, D)."""
+        raise NotImplementedError
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """z (B, L, D) of images (B, channels, height, width); x itself if it is z."""
+        if x.ndim == 3:
+            return x
+        if not self.hparams["clip_transform"]:
+            x = self.backbone.from_imagenet(x)
+        with torch.no_grad():
+            return self.backbone.encode_image_layers(x)
+
+    def update(self, minibatches, unlabeled=None):
+        x = torch.cat([x for x, _ in minibatches])
+        y = torch.cat([y for _, y in minibatches])
+        loss = F.cross_entropy(self.logits(self.features(x)), y)
+        if self.optimizer:
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+        return {"loss": loss.item()}
+
+    def predict(self, x):
+        return self.logits(self.features(x))
+
+
+@register
+class ZeroShotCLIP(CLIPAlgorithm):
+    """CLIP as it is: cosines of the last layers' projections. Nothing trains."""
+
+    ALIASES = ("ZSCLIP",)
+    MAX_STEPS = 1
+
+    def logits(self, z):
+        image = unit(z[:, -1] @ self.backbone.image_projection)  # (B, E)
+        text = unit(self.text_features[:, -1] @ self.backbone.text_projection)  # (C, E)
+        return self.backbone.scale * image @ text.T
+
+
+@register
+class LinearProbeCLIP(CLIPAlgorithm):
+    """Zero-shot CLIP with both projections trained, D E + W E parameters.
+
+    The LFA paper's linear probe. `layer` names the image layer it reads, counted from
+    0 or, if negative, from the end.
+    """
+
+    ALIASES = ("LPCLIP",)
+
+    @classmethod
+    def hparam_rows(cls, dataset):
+        return super().hparam_rows(dataset) | {"layer": (-1, None)}
+
+    def build(self):
+        self.image_projection = nn.Parameter(self.backbone.image_projection.clone())
+        self.text_projection = nn.Parameter(self.backbone.text_projection.clone())
+
+    def logits(self, z):
+        image = unit(z[:, self.hparams["layer"]] @ self.image_projection)  # (B, E)
+        text = unit(self.text_features[:, -1] @ self.text_projection)  # (C, E)
+        return self.backbone.scale * image @ text.T
+
+
+class Projection(nn.Module):
+    """x W, (..., in) -> (..., E). W starts as given and trains.
+
+    With a rank, W stays frozen and dropout(up(down(x))) is added to it, without bias.
+    """
+
+    def __init__(self, weight: torch.Tensor, rank: int | None):
+        super().__init__()
+        n_in, n_out = weight.shape
+        self.weight = nn.Parameter(weight.clone(), requires_grad=rank is None)
+        self.low_rank = rank and nn.Sequential(
+            nn.Linear(n_in, rank, bias=False),
+            nn.Linear(rank, n_out, bias=False),
+            nn.Dropout(0.25),  # the released code's rate
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = x @ self.weight
+        return y + self.low_rank(x) if self.low_rank else y
+
+
+@register
+class LFA(CLIPAlgorithm):
+    """Layer-wise feature aggregation: the last layer asks, every layer answers.
+
+    Eight projections train, each a copy of CLIP's own: 3 D E + 5 W E parameters. The
+    image's query pools the image's layers; each class pools its text's layers with its
+    own query (self) and, weighing `beta`, with the image's (cross).
+    """
+
+    ALIASES = ("CLIP_LFA",)
+
+    @classmethod
+    def hparam_rows(cls, dataset):
+        return super().hparam_rows(dataset) | {
+            "beta": (0.9, None),
+            "rank": (None, None),
+        }
+
+    def build(self):
+        rank = self.hparams["rank"]
+        of_image, of_text = (
+            self.backbone.image_projection,
+            self.backbone.text_projection,
+        )
+        self.image_q, self.image_k, self.image_v = (
+            Projection(of_image, rank) for _ in range(3)
+        )
+        self.self_q, self.self_k, self.self_v = (
+            Projection(of_text, rank) for _ in range(3)
+        )
+        self.cross_k, self.cross_v = (Projection(of_text, rank) for _ in range(2))
+
+    def logits(self, z):
+        t, beta = self.text_features, self.hparams["beta"]
+        q = self.image_q(z[:, -1])  # (B, E)
+        image = unit(attend(q, self.image_k(z), self.image_v(z)))  # (B, E)
+        own = unit(attend(self.self_q(t[:, -1]), self.self_k(t), self.self_v(t)))
+        cross = unit(attend(q[:, None], self.cross_k(t), self.cross_v(t)))  # (B, C, E)
+        mixed = beta * cross + (1 - beta) * own  # linear, so mixed before the product
+        return self.backbone.scale * torch.einsum("be,bce->bc", image, mixed)
+
+    def layer_attention(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """How much each layer weighs: image (B, L), self (C, L), cross (B, C, L)."""
+        z, t = self.features(x), self.text_features
+        q = self.image_q(z[:, -1])
+        return {
+            "image": attention(q, self.image_k(z)),
+            "self": attention(self.self_q(t[:, -1]), self.self_k(t)),
+            "cross": attention(q[:, None], self.cross_k(t)),
+        }

@@ -1,0 +1,340 @@
+"""Datasets: each class is a card, and gives one environment per domain.
+
+`dataset[i]` is environment i, a map from an index to (x, label). An image folder is
+`root/<FOLDER>/<environment>/<class>/<image>`, environments and classes in sorted order.
+A class registered here, in `datasets_<family>.py` or in an installed package's
+entry-point group `domainbed.datasets` is in DATASETS.
+"""
+
+import copy
+import os
+import shutil
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from PIL import Image
+from torch.utils.data import Dataset, TensorDataset
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+
+from domainbed.backbones import IMAGENET_MEAN, IMAGENET_STD, clip_transform
+from domainbed.lib.errors import InputError
+from domainbed.lib.registry import Registry
+
+REGISTRY = Registry("dataset")
+register = REGISTRY.register
+
+
+def get_dataset_class(name: str) -> type["MultipleDomainDataset"]:
+    """The dataset of that name; NotImplementedError if there is none."""
+    return REGISTRY.get(name)
+
+
+def num_environments(name: str) -> int:
+    """How many domains a dataset has."""
+    return len(get_dataset_class(name).ENVIRONMENTS)
+
+
+def __getattr__(name: str) -> Any:
+    """DATASETS, the names of all datasets, in the order of the tables."""
+    if name == "DATASETS":
+        REGISTRY.load()
+        return REGISTRY.names
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+class MultipleDomainDataset:
+    """Environments that share their classes and the shape of their images.
+
+    Made from (root, test_envs, hparams). Training environments, those not in
+    `test_envs`, may be augmented when `hparams["data_augmentation"]` says so.
+    """
+
+    N_STEPS = 5001  # DomainBed's defaults
+    CHECKPOINT_FREQ = 100
+    N_WORKERS = 8
+    ENVIRONMENTS: Sequence[str] = ()
+    INPUT_SHAPE: tuple[int, ...] = ()
+    ALIASES: tuple[str, ...] = ()
+
+    datasets: list[Dataset]
+    input_shape: tuple[int, ...]
+    num_classes: int
+    class_names: list[str] | None = None  # in label order, where classes have names
+
+    def __getitem__(self, index: int) -> Dataset:
+        return self.datasets[index]
+
+    def __len__(self) -> int:
+        return len(self.datasets)
+
+    def unaugmented(self, index: int) -> Dataset:
+        """Environment `index` as evaluation sees it: same items, never augmented."""
+        return self.datasets[index]
+
+
+class Debug(MultipleDomainDataset):
+    """Random images, for tests: three environments of 16, two classes."""
+
+    ENVIRONMENTS = ("0", "1", "2")
+
+    def __init__(self, root, test_envs, hparams):
+        self.input_shape = self.INPUT_SHAPE
+        self.num_classes = 2
+        self.datasets = [
+            TensorDataset(
+                torch.randn(16, *self.INPUT_SHAPE),
+                torch.randint(0, self.num_classes, (16,)),
+            )
+            for _ in self.ENVIRONMENTS
+        ]
+
+
+@register
+class Debug28(Debug):
+    INPUT_SHAPE = (3, 28, 28)
+
+
+@register
+class Debug224(Debug):
+    INPUT_SHAPE = (3, 224, 224)
+
+
+def read_image(path: str) -> Image.Image:
+    """The picture in RGB; InputError with its path if it cannot be read."""
+    try:
+        return Image.open(path).convert("RGB")
+    except (OSError, SyntaxError, ValueError) as error:
+        raise InputError(f"cannot read the image {path}: {error}") from error
+
+
+class ImageEnvironment(ImageFolder):
+    """One domain: `folder/<class>/<image>` -> (transform(image), label)."""
+
+    def __init__(self, folder: Path, classes: list[str], transform: Callable):
+        self.class_list = classes
+        super().__init__(str(folder), transform, loader=read_image)
+
+    def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
+        index = {name: label for label, name in enumerate(self.class_list)}
+        return self.class_list, index
+
+
+def subfolders(folder: Path) -> list[str]:
+    """Names of the folders inside, sorted, without hidden ones and archive litter."""
+    return sorted(
+        entry.name
+        for entry in os.scandir(folder)
+        if entry.is_dir() and not entry.name.startswith((".", "__"))
+    )
+
+
+class MultipleEnvironmentImageFolder(MultipleDomainDataset):
+    """Domains in folders of images; class names are the folders' names.
+
+    Images are resized to 224 x 224 and normalised for ImageNet, or, if
+    `hparams["clip_transform"]` is set, transformed as `hparams["clip_backbone"]` wants.
+    """
+
+    CHECKPOINT_FREQ = 300
+    INPUT_SHAPE = (3, 224, 224)
+    FOLDER: str
+
+    def __init__(self, root, test_envs, hparams):
+        folder = self.find_folder(root)
+        environments = subfolders(folder)
+        if len(environments) != len(self.ENVIRONMENTS):
+            raise InputError(
+                f"{folder} should hold the {len(self.ENVIRONMENTS)} environments of "
+                f"{type(self).__name__} ({', '.join(self.ENVIRONMENTS)}), one folder "
+                f"each; it holds: {', '.join(environments) or 'none'}."
+            )
+        self.class_names = shared_classes(folder, environments)
+        self.num_classes = len(self.class_names)
+        if hparams.get("clip_transform"):  # only CLIP algorithms declare it
+            evaluate = train = clip_transform(hparams["clip_backbone"])
+            size = next(
+                step.size[0]
+                for step in evaluate.transforms
+                if isinstance(step, transforms.CenterCrop)
+            )
+            self.input_shape = (3, size, size)
+        else:
+            evaluate, train = EVALUATE, EVALUATE
+            if hparams["data_augmentation"]:
+                train = AUGMENT
+            self.input_shape = self.INPUT_SHAPE
+        self.evaluate = evaluate
+        self.datasets = [
+            ImageEnvironment(
+                folder / name, self.class_names, evaluate if i in test_envs else train
+            )
+            for i, name in enumerate(environments)
+        ]
+
+    def find_folder(self, root: str | None) -> Path:
+        """Where the dataset is, under the data folder `root`."""
+        if root is None:
+            raise InputError(f"{type(self).__name__} needs --data_dir, its folder.")
+        folder = Path(root) / self.FOLDER
+        if not folder.is_dir():
+            raise InputError(
+                f"{type(self).__name__} is not at {folder}; give the folder that holds "
+                f"{self.FOLDER}/ as --data_dir."
+            )
+        return folder
+
+    def unaugmented(self, index):
+        environment = copy.copy(self.datasets[index])
+        environment.transform = self.evaluate
+        return environment
+
+
+def shared_classes(folder: Path, environments: list[str]) -> list[str]:
+    """The class names that every environment has; InputError where one lacks some."""
+    classes = {name: subfolders(folder / name) for name in environments}
+    union = sorted(set().union(*classes.values()))
+    for name, own in classes.items():
+        if missing := sorted(set(union) - set(own)):
+            raise InputError(
+                f"environment {name!r} in {folder} has no folder for the class "
+                f"{', '.join(map(repr, missing))}, which other environments have."
+            )
+    if not union:
+        raise InputError(f"the environments in {folder} hold no class folders.")
+    return union
+
+
+NORMALIZE = [transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
+EVALUATE = transforms.Compose([transforms.Resize((224, 224)), *NORMALIZE])
+AUGMENT = transforms.Compose(
+    [
+        transforms.RandomResizedCrop(224, scale=(0.7, 1.0)),
+        transforms.RandomHorizontalFlip(),
+        transforms.ColorJitter(0.3, 0.3, 0.3, 0.3),
+        transforms.RandomGrayscale(),
+        *NORMALIZE,
+    ]
+)
+
+
+@register
+class VLCS(MultipleEnvironmentImageFolder):
+    """Photographs from Caltech101, LabelMe, SUN09 and VOC2007; 5 classes.
+
+    Fang et al., 2013. 1,415 + 2,656 + 3,282 + 3,376 images. Terms: each source's own.
+    """
+
+    FOLDER = "VLCS"
+    ENVIRONMENTS = ("C", "L", "S", "V")
+
+
+@register
+class PACS(MultipleEnvironmentImageFolder):
+    """Art paintings, cartoons, photographs and sketches; 7 classes.
+
+    Li et al., 2017, https://arxiv.org/abs/1710.03077. 2,048 + 2,344 + 1,670 + 3,929
+    images. Terms: research.
+    """
+
+    FOLDER = "PACS"
+    ENVIRONMENTS = ("A", "C", "P", "S")
+
+
+@register
+class OfficeHome(MultipleEnvironmentImageFolder):
+    """Everyday objects: art, clip art, product and real-world pictures; 65 classes.
+
+    Venkateswara et al., 2017, https://arxiv.org/abs/1706.07522. 2,427 + 4,365 + 4,439
+    + 4,357 images. Terms: research.
+    """
+
+    FOLDER = "office_home"
+    ENVIRONMENTS = ("A", "C", "P", "R")
+
+
+@register
+class TerraIncognita(MultipleEnvironmentImageFolder):
+    """Animals before camera traps at four places; 10 classes.
+
+    Beery et al., 2018, https://arxiv.org/abs/1807.04975. Terms: CDLA-permissive.
+    """
+
+    FOLDER = "terra_incognita"
+    ENVIRONMENTS = ("L100", "L38", "L43", "L46")
+
+
+@register
+class DomainNet(MultipleEnvironmentImageFolder):
+    """Clip art, infographics, paintings, quick drawings, photographs, sketches.
+
+    Peng et al., 2019, https://arxiv.org/abs/1812.01754. 345 classes; 48,129 + 51,605 +
+    72,266 + 172,500 + 172,947 + 69,128 images. Terms: non-commercial research.
+    """
+
+    FOLDER = "domain_net"
+    ENVIRONMENTS = ("clip", "info", "paint", "quick", "real", "sketch")
+    CHECKPOINT_FREQ = 1000
+
+
+@register
+class SVIRO(MultipleEnvironmentImageFolder):
+    """What sits on the rear bench of ten cars; 7 classes.
+
+    Dias Da Cruz et al., 2020, https://sviro.kl.dfki.de. Terms: CC BY-NC-SA 4.0.
+    """
+
+    FOLDER = "sviro"
+    ENVIRONMENTS = (
+        "aclass",
+        "escape",
+        "hilux",
+        "i3",
+        "lexus",
+        "tesla",
+        "tiguan",
+        "tucson",
+        "x5",
+        "zoe",
+    )
+
+
+@register
+class EmojiDG(MultipleEnvironmentImageFolder):
+    """The same emoji drawn by four design houses; 17 classes. Ships with the package.
+
+    Domains: Fluent Emoji (MIT), Noto Emoji (Apache-2.0), OpenMoji's black line art
+    (CC BY-SA 4.0), Twemoji (CC BY 4.0). 514 images each, 128 x 128; the card with
+    sources and attribution is `assets/README.md`, made by `tools/build_emoji_dg.py`.
+    """
+
+    FOLDER = "emoji_dg"
+    ENVIRONMENTS = ("fluent", "noto", "openmoji", "twemoji")
+    ARCHIVE = Path(__file__).parent / "assets" / "emoji_dg.zip"
+    N_STEPS = 301
+    CHECKPOINT_FREQ = 100
+
+    def find_folder(self, root):
+        """`root/emoji_dg`, unpacked from the package if it is not there yet."""
+        if root is None:
+            raise InputError("EmojiDG needs --data_dir, a folder to unpack itself in.")
+        folder = Path(root) / self.FOLDER
+        if not folder.is_dir():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{folder}.lock"):
+                if not folder.is_dir():
+                    unpack(self.ARCHIVE, folder)
+        return folder
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """The archive's image folders at `folder`, which appears only when whole."""
+    part = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    with zipfile.ZipFile(archive) as source:
+        source.extractall(part)
+    part.rename(folder)

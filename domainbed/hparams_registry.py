@@ -1,0 +1,101 @@
+"""Hyperparameters: the common rows, and those that an algorithm declares.
+
+A row is a default and a random draw. Each draw has a generator of its own, seeded by
+the row's name, so a new row never changes another's draw.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from domainbed.algorithms import HparamRows, get_algorithm_class
+from domainbed.lib import misc
+from domainbed.lib.errors import InputError, did_you_mean
+
+SMALL_IMAGES = ("Debug28", "RotatedMNIST", "ColoredMNIST")
+OR_PATH = ("pretrained",)  # switches that also take the path of a file
+
+
+def common_rows(dataset: str) -> HparamRows:
+    """DomainBed's rows: name -> (default, draw); a draw of None is the default."""
+    dropout = (0.0, lambda r: r.choice([0.0, 0.1, 0.5]))
+    rows: HparamRows = {
+        "data_augmentation": (True, None),
+        "resnet18": (False, None),
+        "resnet50_augmix": (True, None),
+        "dinov2": (False, None),
+        "vit": (False, None),
+        "vit_attn_tune": (False, None),
+        "freeze_bn": (False, None),
+        "lars": (False, None),
+        "linear_steps": (500, None),
+        "resnet_dropout": dropout,
+        "vit_dropout": dropout,
+        "class_balanced": (False, None),
+        "nonlinear_classifier": (False, lambda r: bool(r.choice([False, False]))),
+    }
+    if dataset in SMALL_IMAGES:
+        return rows | {
+            "lr": (1e-3, lambda r: 10 ** r.uniform(-4.5, -2.5)),
+            "weight_decay": (0.0, None),
+            "batch_size": (64, lambda r: int(2 ** r.uniform(3, 9))),
+        }
+    largest = 5 if dataset == "DomainNet" else 5.5
+    return rows | {
+        "lr": (5e-5, lambda r: 10 ** r.uniform(-5, -3.5)),
+        "weight_decay": (0.0, lambda r: 10 ** r.uniform(-6, -2)),
+        "batch_size": (32, lambda r: int(2 ** r.uniform(3, largest))),
+    }
+
+
+def hparam_rows(algorithm: str, dataset: str) -> HparamRows:
+    """All rows of an algorithm on a dataset; its own go before the common ones."""
+    return common_rows(dataset) | get_algorithm_class(algorithm).hparam_rows(dataset)
+
+
+def default_hparams(algorithm: str, dataset: str) -> dict[str, Any]:
+    """Every hyperparameter's default."""
+    rows = hparam_rows(algorithm, dataset)
+    return {name: default for name, (default, _) in rows.items()}
+
+
+def random_hparams(algorithm: str, dataset: str, seed: int) -> dict[str, Any]:
+    """One random draw of every hyperparameter, in plain Python types."""
+
+    def value(name: str, default: Any, draw: Any) -> Any:
+        if draw is None:
+            return default
+        return misc.plain(draw(np.random.RandomState(misc.seed_hash(seed, name))))
+
+    rows = hparam_rows(algorithm, dataset)
+    return {name: value(name, *row) for name, row in rows.items()}
+
+
+def check_hparams(algorithm: str, dataset: str, hparams: dict[str, Any]) -> None:
+    """InputError if a name is unknown or a value is of another kind than its default.
+
+    `class_names`, a fact of the dataset, is always allowed.
+    """
+    known = default_hparams(algorithm, dataset) | {"class_names": []}
+    for name, value in hparams.items():
+        if name not in known:
+            raise InputError(
+                f"{algorithm} has no hyperparameter {name!r}."
+                + did_you_mean(name, known)
+                + f" It has: {', '.join(sorted(known))}."
+            )
+        default = known[name]
+        if not same_kind(value, default) and not (
+            name in OR_PATH and type(value) is str
+        ):
+            raise InputError(
+                f"hyperparameter {name!r} of {algorithm} is {value!r}; it must be "
+                f"of the kind of its default, {default!r}."
+            )
+
+
+def same_kind(value: Any, default: Any) -> bool:
+    """Whether a value can stand where that default stood; an int can for a float."""
+    if default is None:
+        return True
+    return type(value) is type(default) or (type(default), type(value)) == (float, int)

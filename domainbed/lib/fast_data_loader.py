@@ -1,0 +1,91 @@
+"""Batches: endless random ones to train on, ordered ones to evaluate on.
+
+Batch number t of a seed is a function of (seed, t) alone. So a run continues at any
+step without a saved state, and stored features, any number of worker processes and any
+launcher see the same examples in the same order, augmented the same way.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from domainbed.lib.misc import seed_hash
+
+
+def draw_indices(
+    n: int, weights: Sequence[float] | None, batch_size: int, seed: int, t: int
+) -> torch.Tensor:
+    """Batch t's `batch_size` indices below n, drawn with replacement.
+
+    With weights (n,), an item is drawn in proportion to its weight.
+    """
+    generator = torch.Generator().manual_seed(seed_hash(seed, "batch", t))
+    if weights is None:
+        return torch.randint(n, (batch_size,), generator=generator)
+    weights = torch.as_tensor(weights, dtype=torch.double)
+    return torch.multinomial(weights, batch_size, True, generator=generator)
+
+
+class _Draws(Sampler):
+    """Endless batches of (index, seed of this very draw)."""
+
+    def __init__(self, n, weights, batch_size, seed, first):
+        self.n, self.weights, self.batch_size = n, weights, batch_size
+        self.seed, self.first = seed, first
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for t in itertools.count(self.first):
+            batch = draw_indices(self.n, self.weights, self.batch_size, self.seed, t)
+            yield [
+                (index, seed_hash(self.seed, "item", t, position))
+                for position, index in enumerate(batch.tolist())
+            ]
+
+
+class _SeededItems(Dataset):
+    """A dataset indexed by (index, seed): augmentation draws from the seed alone."""
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+
+    def __getitem__(self, draw: tuple[int, int]):
+        index, seed = draw
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            return self.dataset[index]
+
+
+class InfiniteDataLoader:
+    """Batches for ever, drawn with replacement (by weight where weights are given).
+
+    Without a seed, one is taken from torch's generator. Iteration starts at batch
+    `first`.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        weights: Sequence[float] | None,
+        batch_size: int,
+        num_workers: int,
+        seed: int | None = None,
+        first: int = 0,
+    ):
+        if seed is None:
+            seed = int(torch.randint(2**31, ()))
+        draws = _Draws(len(dataset), weights, batch_size, seed, first)
+        self.loader = DataLoader(
+            _SeededItems(dataset), batch_sampler=draws, num_workers=num_workers
+        )
+
+    def __iter__(self) -> Iterator[list[torch.Tensor]]:
+        return iter(self.loader)
+
+
+class FastDataLoader(DataLoader):
+    """Every item once, in order."""
+
+    def __init__(self, dataset: Dataset, batch_size: int, num_workers: int):
+        super().__init__(dataset, batch_size, num_workers=num_workers)

@@ -1,0 +1,158 @@
+"""Featurizers and heads of the methods that train a network of their own."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import nn
+
+from domainbed.lib.errors import InputError
+
+NOT_HERE = ("dinov2", "vit", "vit_attn_tune", "lars")  # upstream's own experiments
+
+
+def Featurizer(input_shape: tuple[int, ...], hparams: dict[str, Any]) -> nn.Module:
+    """A network from inputs of that shape to features (B, n_outputs).
+
+    Flat vectors get an MLP, 28 x 28 images a small convolutional network, all others a
+    ResNet-18 or -50.
+    """
+    for name in NOT_HERE:
+        if hparams.get(name):
+            raise InputError(f"hyperparameter {name!r} can only be False here.")
+    if len(input_shape) == 1:
+        return MLP(input_shape[0], hparams.get("mlp_width", 256), hparams)
+    if input_shape[1:] == (28, 28):
+        return MNIST_CNN(input_shape)
+    return ResNet(input_shape, hparams)
+
+
+def Classifier(
+    in_features: int, out_features: int, is_nonlinear: bool = False
+) -> nn.Module:
+    """A linear layer, or three with ReLU between (widths halved each time)."""
+    if not is_nonlinear:
+        return nn.Linear(in_features, out_features)
+    return nn.Sequential(
+        nn.Linear(in_features, in_features // 2),
+        nn.ReLU(),
+        nn.Linear(in_features // 2, in_features // 4),
+        nn.ReLU(),
+        nn.Linear(in_features // 4, out_features),
+    )
+
+
+class MLP(nn.Module):
+    """`mlp_depth` linear layers of `mlp_width`, with dropout and ReLU in between."""
+
+    def __init__(self, n_inputs: int, n_outputs: int, hparams: dict[str, Any]):
+        super().__init__()
+        width = hparams.get("mlp_width", 256)
+        depth = hparams.get("mlp_depth", 3)
+        self.dropout = nn.Dropout(hparams.get("mlp_dropout", 0.0))
+        self.input = nn.Linear(n_inputs, width)
+        self.hiddens = nn.ModuleList(nn.Linear(width, width) for _ in range(depth - 2))
+        self.output = nn.Linear(width, n_outputs)
+        self.n_outputs = n_outputs
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in (self.input, *self.hiddens):
+            x = F.relu(self.dropout(layer(x)))
+        return self.output(x)
+
+
+class MNIST_CNN(nn.Module):
+    """DomainBed's network for 28 x 28 images: four convolutions, mean over places."""
+
+    n_outputs = 128
+
+    def __init__(self, input_shape: tuple[int, ...]):
+        super().__init__()
+        widths = [(input_shape[0], 64, 1), (64, 128, 2), (128, 128, 1), (128, 128, 1)]
+        blocks = [
+            nn.Sequential(
+                nn.Conv2d(n_in, n_out, 3, stride, padding=1),
+                nn.ReLU(),
+                nn.GroupNorm(8, n_out),
+            )
+            for n_in, n_out, stride in widths
+        ]
+        self.blocks = nn.Sequential(*blocks)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.blocks(x).mean((2, 3))
+
+
+class ResNet(nn.Module):
+    """A ResNet-18 or -50 without its last layer; batch norm frozen if `freeze_bn`."""
+
+    def __init__(self, input_shape: tuple[int, ...], hparams: dict[str, Any]):
+        super().__init__()
+        small = hparams["resnet18"]
+        network = (
+            torchvision.models.resnet18 if small else torchvision.models.resnet50
+        )()
+        # An upstream dict of hparams has no such row; upstream always pretrains.
+        if pretrained := hparams.get("pretrained", True):
+            network.load_state_dict(
+                pretrained_weights(pretrained, hparams), strict=False
+            )
+        channels = input_shape[0]
+        if channels != 3:
+            network.conv1 = other_channels(network.conv1, channels)
+        self.n_outputs = network.fc.in_features
+        network.fc = nn.Identity()
+        self.network = network
+        self.dropout = nn.Dropout(hparams["resnet_dropout"])
+        self.freeze_bn = hparams["freeze_bn"]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.dropout(self.network(x))
+
+    def train(self, mode: bool = True) -> "ResNet":
+        super().train(mode)
+        if self.freeze_bn:
+            for module in self.network.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+        return self
+
+
+def other_channels(conv: nn.Conv2d, channels: int) -> nn.Conv2d:
+    """A first convolution for `channels` inputs with the RGB weights, repeated."""
+    new = nn.Conv2d(channels, conv.out_channels, 7, stride=2, padding=3, bias=False)
+    with torch.no_grad():
+        for i in range(channels):
+            new.weight[:, i] = conv.weight[:, i % 3]
+    return new
+
+
+def pretrained_weights(pretrained: bool | str, hparams: dict[str, Any]) -> dict:
+    """A ResNet's state dict: from that path, or downloaded from its makers.
+
+    ResNet-50 comes as timm's `resnet50.ram_in1k` (AugMix) if `resnet50_augmix`.
+    """
+    try:
+        if isinstance(pretrained, str):
+            return torch.load(pretrained, map_location="cpu", weights_only=True)
+        if hparams["resnet18"]:
+            weights = torchvision.models.ResNet18_Weights.IMAGENET1K_V1
+        elif hparams["resnet50_augmix"]:
+            import timm
+
+            name = "resnet50.ram_in1k"  # its layers are named as torchvision's
+            return timm.create_model(name, pretrained=True).state_dict()
+        else:
+            weights = torchvision.models.ResNet50_Weights.IMAGENET1K_V1
+        return weights.get_state_dict(progress=False)
+    except ImportError as error:
+        raise InputError(
+            "hyperparameter resnet50_augmix needs timm (pip install domainbed-lfa[timm])"
+            "; set it to false for torchvision's weights."
+        ) from error
+    except (OSError, RuntimeError) as error:
+        raise InputError(
+            f"cannot get pretrained ResNet weights ({str(error).splitlines()[0]}); set "
+            "hyperparameter pretrained to false or to the path of a state dict."
+        ) from error

@@ -1,0 +1,85 @@
+"""Train and evaluate one algorithm on one dataset: one run, one folder."""
+
+import argparse
+import contextlib
+import platform
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from domainbed import __version__, training
+from domainbed.lib.errors import InputError, exits_on_input_error
+from domainbed.lib.misc import Tee
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="train", description=__doc__)
+    add = parser.add_argument
+    add("--data_dir", help="the folder that holds the datasets' folders")
+    add("--dataset", default="RotatedMNIST")
+    add("--algorithm", default="ERM")
+    add(
+        "--task",
+        default="domain_generalization",
+        choices=["domain_generalization", "domain_adaptation"],
+    )
+    add("--hparams", help="a JSON object that overrides hyperparameters")
+    add("--hparams_seed", type=int, default=0, help="0: defaults, else a random draw")
+    add("--trial_seed", type=int, default=0, help="seeds the splits")
+    add("--seed", type=int, default=0, help="seeds everything else")
+    add("--steps", type=int, help="default: the dataset's")
+    add("--checkpoint_freq", type=int, help="steps between evaluations")
+    add("--test_envs", type=int, nargs="+", default=[0])
+    add("--output_dir", default="train_output")
+    add("--holdout_fraction", type=float, default=0.2)
+    add("--uda_holdout_fraction", type=float, default=0)
+    add("--skip_model_save", action="store_true")
+    add("--save_model_every_checkpoint", action="store_true")
+    return parser.parse_args(argv)
+
+
+@contextlib.contextmanager
+def logs(output_dir: Path) -> Iterator[None]:
+    """What is printed inside also goes to out.txt and err.txt, a crash's trace too."""
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        out = Tee(output_dir / "out.txt", stream=sys.stdout)
+        err = Tee(output_dir / "err.txt", stream=sys.stderr)
+    except OSError as error:
+        raise InputError(
+            f"cannot write to --output_dir {output_dir}: {error}"
+        ) from None
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            yield
+        except InputError:
+            raise
+        except Exception:
+            traceback.print_exc()
+            raise SystemExit(1) from None
+
+
+def print_header(run: training.Run) -> None:
+    """Versions, arguments and hyperparameters of the run."""
+    print(f"domainbed {__version__}, python {platform.python_version()}, ", end="")
+    print(f"torch {torch.__version__}, on {run.device}")
+    for title, values in (("Args", vars(run.args)), ("HParams", run.hparams)):
+        print(f"{title}:")
+        for name, value in sorted(values.items()):
+            print(f"\t{name}: {value}")
+
+
+@exits_on_input_error
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    run = training.Run(args)  # wrong input ends here, before anything is written
+    with logs(Path(args.output_dir)):
+        print_header(run)
+        exits_on_input_error(run.train)()
+
+
+if __name__ == "__main__":
+    main()

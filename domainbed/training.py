@@ -1,0 +1,266 @@
+"""One run: splits, loaders, steps, evaluation, records, the saved model.
+
+    python -m domainbed.scripts.train
+
+parses the arguments that `run` takes. All randomness comes from names: splits from the
+trial's seed, batches from (seed, environment, step), everything else from the
+generators that are set anew before each step from (seed, step).
+"""
+
+import argparse
+import json
+import os
+import resource
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import Subset
+
+from domainbed import algorithms, datasets, hparams_registry
+from domainbed.lib import misc
+from domainbed.lib.errors import InputError
+from domainbed.lib.fast_data_loader import FastDataLoader, InfiniteDataLoader
+
+EVAL_BATCH = 64  # DomainBed's; DPL-CLIP's predictions depend on it
+
+
+class Split(NamedTuple):
+    """A part of an environment: `in` to train on, `out` to select on, `uda` unlabeled.
+
+    `keys` are its items' numbers in the environment, `weights` their class balance.
+    """
+
+    env: int
+    part: str
+    keys: list[int]
+    weights: torch.Tensor | None
+
+    @property
+    def name(self) -> str:
+        return f"env{self.env}_{self.part}"
+
+
+def parse_hparams(text: str | None) -> dict[str, Any]:
+    """The JSON object in `text`, {} for None; InputError if it is anything else."""
+    try:
+        hparams = json.loads(text or "{}")
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"--hparams {text!r} is not JSON ({error}); write an object such as "
+            """'{"lr": 0.001}'."""
+        ) from error
+    if not isinstance(hparams, dict):
+        raise InputError(f"--hparams {text!r} must be a JSON object.")
+    return hparams
+
+
+def resolve_hparams(args: argparse.Namespace) -> dict[str, Any]:
+    """The run's hyperparameters: default or drawn, then what --hparams says."""
+    given = parse_hparams(args.hparams)
+    hparams_registry.check_hparams(args.algorithm, args.dataset, given)
+    if args.hparams_seed == 0:
+        hparams = hparams_registry.default_hparams(args.algorithm, args.dataset)
+    else:
+        seed = misc.seed_hash(args.hparams_seed, args.trial_seed)
+        hparams = hparams_registry.random_hparams(args.algorithm, args.dataset, seed)
+    return hparams | given
+
+
+def make_splits(
+    dataset: datasets.MultipleDomainDataset,
+    args: argparse.Namespace,
+    class_balanced: bool,
+) -> list[Split]:
+    """Every environment's parts, all `in` first, then all `out`, then all `uda`."""
+    splits: dict[str, list[Split]] = {"in": [], "out": [], "uda": []}
+    for i, env in enumerate(dataset):
+        seed = misc.seed_hash(args.trial_seed, i)
+        n_out = int(len(env) * args.holdout_fraction)
+        out, in_ = misc.split_dataset(env, n_out, seed)
+        parts = {"out": out.indices, "in": in_.indices}
+        if i in args.test_envs:
+            n_uda = int(len(in_) * args.uda_holdout_fraction)
+            uda, in_ = misc.split_dataset(in_, n_uda, seed)
+            keys = parts["in"]
+            parts["in"] = [keys[k] for k in in_.indices]
+            parts["uda"] = [keys[k] for k in uda.indices]
+        for part, keys in parts.items():
+            weights = None
+            if class_balanced:
+                weights = misc.make_weights_for_balanced_classes(Subset(env, keys))
+            if keys or part == "in":
+                splits[part].append(Split(i, part, keys, weights))
+    return [*splits["in"], *splits["out"], *splits["uda"]]
+
+
+def workers(dataset: datasets.MultipleDomainDataset, n_loaders: int) -> int:
+    """Worker processes for each of `n_loaders` loaders that read at once.
+
+    Together they never outnumber the cores; on few cores the run reads for itself.
+    """
+    return min(dataset.N_WORKERS, (os.cpu_count() or 1) // (n_loaders + 1))
+
+
+class Run:
+    """A prepared run: `Run(args).train()` leaves results.jsonl, model.pkl and done."""
+
+    def __init__(self, args: argparse.Namespace):
+        self.args = args
+        self.hparams = resolve_hparams(args)
+        misc.seed_everything(args.seed)
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.benchmark = False
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        algorithm_class = algorithms.get_algorithm_class(args.algorithm)
+        dataset_class = datasets.get_dataset_class(args.dataset)
+        check_test_envs(args.test_envs, dataset_class.ENVIRONMENTS)
+        self.dataset = dataset_class(args.data_dir, args.test_envs, self.hparams)
+        self.splits = make_splits(self.dataset, args, self.hparams["class_balanced"])
+        facts = {}
+        if self.dataset.class_names:
+            facts["class_names"] = self.dataset.class_names
+        self.algorithm = algorithm_class(
+            self.dataset.input_shape,
+            self.dataset.num_classes,
+            len(self.dataset) - len(args.test_envs),
+            facts | self.hparams,
+        ).to(self.device)
+        n_steps = self.dataset.N_STEPS if args.steps is None else args.steps
+        self.n_steps = min(n_steps, algorithm_class.MAX_STEPS or n_steps)
+        self.checkpoint_freq = args.checkpoint_freq or self.dataset.CHECKPOINT_FREQ
+        self.output_dir = Path(args.output_dir)
+
+    def loaders(self, part: str) -> list[InfiniteDataLoader]:
+        """Endless batches of every split of that part that training may see."""
+        seen_in_test = part == "uda"
+        splits = [
+            split
+            for split in self.splits
+            if split.part == part and (split.env in self.args.test_envs) == seen_in_test
+        ]
+        return [
+            InfiniteDataLoader(
+                Subset(self.dataset[split.env], split.keys),
+                split.weights,
+                self.hparams["batch_size"],
+                workers(self.dataset, len(splits)),
+                seed=misc.seed_hash(self.args.seed, split.name),
+            )
+            for split in splits
+        ]
+
+    def train(self) -> None:
+        """Take every step; at each checkpoint evaluate and append a record."""
+        in_sizes = [len(split.keys) for split in self.splits if split.part == "in"]
+        steps_per_epoch = min(in_sizes) / self.hparams["batch_size"]
+        adapting = self.args.task == "domain_adaptation"
+        labeled = zip(*self.loaders("in"), strict=True)
+        unlabeled = zip(*self.loaders("uda"), strict=True) if adapting else None
+        logged = defaultdict(list)  # since the last checkpoint
+        for step in range(self.n_steps):
+            started = time.time()
+            misc.seed_everything(misc.seed_hash(self.args.seed, "step", step))
+            minibatches = [self.to_device(batch) for batch in next(labeled)]
+            targets = unlabeled and [self.to_device(b)[0] for b in next(unlabeled)]
+            for name, value in self.algorithm.update(minibatches, targets).items():
+                logged[name].append(value)
+            logged["step_time"].append(time.time() - started)
+            if step % self.checkpoint_freq == 0 or step == self.n_steps - 1:
+                means = {name: float(np.mean(v)) for name, v in logged.items()}
+                logged.clear()
+                self.record({"step": step, "epoch": step / steps_per_epoch} | means)
+                if self.args.save_model_every_checkpoint:
+                    self.save_model(f"model_step{step}.pkl")
+        if not self.args.skip_model_save:
+            self.save_model("model.pkl")
+        misc.write_whole(self.output_dir / "done", "done")
+
+    def to_device(self, batch: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        return tuple(tensor.to(self.device) for tensor in batch)
+
+    def evaluate(self) -> dict[str, float]:
+        """Accuracy on every split, items unaugmented and in order."""
+        accuracies = {}
+        for split in self.splits:
+            loader = FastDataLoader(
+                Subset(self.dataset.unaugmented(split.env), split.keys),
+                EVAL_BATCH,
+                workers(self.dataset, 1),
+            )
+            accuracies[f"{split.name}_acc"] = misc.accuracy(
+                self.algorithm, loader, split.weights, self.device
+            )
+        return accuracies
+
+    def record(self, values: dict[str, float]) -> None:
+        """Evaluate, print a row, append a line to results.jsonl."""
+        results = values | self.evaluate() | {"mem_gb": peak_memory_gb()}
+        if values["step"] == 0:
+            print_row(sorted(results))
+        print_row([results[name] for name in sorted(results)])
+        results |= {"hparams": self.hparams, "args": vars(self.args)}
+        with open(self.output_dir / "results.jsonl", "a") as file:
+            file.write(json.dumps(misc.plain(results), sort_keys=True) + "\n")
+
+    def save_model(self, filename: str) -> None:
+        """Write what trains, and what rebuilds the algorithm around it."""
+        state = self.algorithm.state_dict()
+        torch.save(
+            {
+                "args": vars(self.args),
+                "model_input_shape": self.dataset.input_shape,
+                "model_num_classes": self.dataset.num_classes,
+                "model_num_domains": len(self.dataset) - len(self.args.test_envs),
+                "model_hparams": self.algorithm.hparams,
+                "model_dict": {
+                    name: value.cpu() if isinstance(value, torch.Tensor) else value
+                    for name, value in state.items()
+                },
+            },
+            self.output_dir / filename,
+        )
+
+
+def load_algorithm(run: str | Path) -> algorithms.Algorithm:
+    """The trained algorithm of a finished run's folder, in eval mode on the CPU."""
+    saved = torch.load(Path(run) / "model.pkl", map_location="cpu", weights_only=True)
+    algorithm = algorithms.get_algorithm_class(saved["args"]["algorithm"])(
+        tuple(saved["model_input_shape"]),
+        saved["model_num_classes"],
+        saved["model_num_domains"],
+        saved["model_hparams"],
+    )
+    algorithm.load_state_dict(saved["model_dict"])
+    return algorithm.eval()
+
+
+def check_test_envs(test_envs: list[int], environments: tuple[str, ...]) -> None:
+    """InputError unless these are distinct environments and one is left to train on."""
+    numbers = range(len(environments))
+    if bad := [env for env in test_envs if env not in numbers]:
+        raise InputError(
+            f"--test_envs {bad[0]} is no environment; there are "
+            + ", ".join(f"{i} ({name})" for i, name in enumerate(environments))
+            + "."
+        )
+    if len(set(test_envs)) >= len(environments):
+        raise InputError(f"--test_envs {test_envs} leaves no environment to train on.")
+
+
+def peak_memory_gb() -> float:
+    """The most memory so far: allocated on the GPU if there is one, else resident."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kB; bytes on macOS
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)
+
+
+def print_row(cells: list[Any]) -> None:
+    """A line of cells, each 12 wide."""
+    texts = [f"{c:.10f}" if isinstance(c, float) else str(c) for c in cells]
+    print("  ".join(text.ljust(12)[:12] for text in texts), flush=True)

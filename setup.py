@@ -1,0 +1,33 @@
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+version = Path("domainbed/__init__.py").read_text().split('__version__ = "')[1]
+
+setup(
+    name="domainbed-lfa",
+    version=version.split('"')[0],
+    description="DomainBed, rebuilt for adapting CLIP to domains it has never seen",
+    long_description=Path("README.md").read_text(),
+    long_description_content_type="text/markdown",
+    python_requires=">=3.10",
+    packages=find_packages(include=["domainbed", "domainbed.*"]),
+    package_data={"domainbed": ["assets/*"]},
+    install_requires=[
+        "torch>=2.4",
+        "torchvision>=0.19",
+        "clip-anytorch",
+        "setuptools>=77.0.3,<81",  # clip-anytorch imports pkg_resources
+        "numpy",
+        "pandas",
+        "tensorboard",
+        "pillow",
+        "tqdm",
+        "filelock",
+        "safetensors",
+    ],
+    extras_require={
+        "timm": ["timm>=1.0"],
+        "test": ["pytest>=8", "hypothesis", "ruff"],
+    },
+)
