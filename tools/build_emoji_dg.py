@@ -133,7 +133,7 @@ def collect_entries(modules: Path) -> dict[str, bytes]:
     emoji = [row for row in emoji if row["subgroups"] in class_of]
     houses = read_houses(modules, emoji)
     shared = [r for r in emoji if all(r["hexcode"] in svgs for svgs in houses.values())]
-    entries = {f"LICENSES/{h}.txt": (t + CHANGES).encode() for h, t in LICENSES.items()}
+    entries = {f"LICENSE-{h}.txt": (t + CHANGES).encode() for h, t in LICENSES.items()}
     for row in tqdm(shared, desc="emoji"):
         name = f"{row['hexcode']}_{slug(row['annotation'])}.webp"
         for house, svgs in houses.items():
