@@ -160,7 +160,7 @@ def main(argv: list[str] | None = None) -> None:
 
     entries = collect_entries(install(PACKAGES, args.cache))
     write_archive(entries, args.output)
-    counts = Counter(tuple(name.split("/")[:2]) for name in entries)
+    counts = Counter(tuple(name.split("/")[:2]) for name in entries if "/" in name)
     for (domain, label), count in sorted(counts.items()):
         print(domain, label, count)
     print(f"{args.output}: {args.output.stat().st_size:,} bytes")
