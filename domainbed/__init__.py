@@ -1,3 +1,12 @@
 """DomainBed, rebuilt for adapting CLIP to domains it has never seen."""
 
 __version__ = "0.1.0"
+
+try:
+    import torchvision as _  # noqa: F401
+except RuntimeError as error:  # "operator torchvision::nms does not exist"
+    raise ImportError(
+        "torch and torchvision do not fit together: one was built for CPU only, the "
+        "other was not. Install both from the same place: "
+        "pip install --force-reinstall torch torchvision"
+    ) from error

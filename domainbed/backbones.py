@@ -45,9 +45,17 @@ class CLIPBackbone(nn.Module):
         self.model = model.float().eval().requires_grad_(False)
         self.normalize: Normalize = preprocess.transforms[-1]
         self.resolution: int = model.visual.input_resolution
-        self.fingerprint = fingerprint(model)
         self.register_state_dict_post_hook(keep_fingerprint_only)
         self.register_load_state_dict_post_hook(forgive_missing_weights)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits that name the weights: of their names and float32 bytes."""
+        digest = hashlib.sha256()
+        for name, weight in sorted(self.model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(weight.float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     @property
     def image_projection(self) -> torch.Tensor:
@@ -143,15 +151,6 @@ def forgive_missing_weights(module: nn.Module, incompatible: Any) -> None:
     frozen = {f"model.{name}" for name in module.model.state_dict()}
     missing = incompatible.missing_keys
     missing[:] = [key for key in missing if key[key.find("model.") :] not in frozen]
-
-
-def fingerprint(model: nn.Module) -> str:
-    """16 hex digits that name the weights: of their names and their float32 bytes."""
-    digest = hashlib.sha256()
-    for name, weight in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(weight.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 @functools.lru_cache(maxsize=1)

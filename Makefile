@@ -1,0 +1,36 @@
+# make demo | test | lint. All share one virtual environment, made once and used again
+# by every clone: DOMAINBED_VENV names its place.
+DOMAINBED_VENV ?= $(HOME)/.cache/domainbed-venv
+PYTHON ?= python3
+PY := $(DOMAINBED_VENV)/bin/python
+WANTED := $(DOMAINBED_VENV)/fits-$(shell sha256sum setup.py | cut -c1-16)
+
+.PHONY: demo test lint format install
+
+demo: install
+	rm -rf demo
+	$(PY) -m domainbed.scripts.sweep launch @sweeps/quickstart.txt --output_dir demo \
+		--data_dir demo-data --command_launcher local --skip_confirmation
+	$(PY) -m domainbed.scripts.collect_results --input_dir demo
+
+test: install
+	$(PY) -m pytest
+
+lint: install
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+
+format: install
+	$(PY) -m ruff format .
+	$(PY) -m ruff check --fix .
+
+# The dependencies when setup.py has changed; this clone's package every time.
+install: $(WANTED)
+	@$(PY) -m pip install -q --no-deps --no-build-isolation -e .
+
+$(WANTED):
+	$(PYTHON) -m venv $(DOMAINBED_VENV)
+	$(PY) -m pip install -q "setuptools>=77.0.3,<81" wheel
+	$(PY) -m pip install -q -e ".[test]"
+	rm -f $(DOMAINBED_VENV)/fits-*
+	touch $@
