@@ -15,6 +15,7 @@ from torch import nn
 
 from domainbed.algorithms import Algorithm, register
 from domainbed.backbones import load_clip
+from domainbed.lib.errors import InputError
 
 TENSOR_DATASETS = ("Debug28", "Debug224", "RotatedMNIST", "ColoredMNIST")
 
@@ -39,6 +40,10 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
 
 def prompts_of(template: str, class_names: list[str]) -> list[str]:
     """The template with each class name at its {name}; underscores become spaces."""
+    if "{name}" not in template:
+        raise InputError(
+            f"the prompt {template!r} has no {{name}} for the class's name."
+        )
     return [template.replace("{name}", name.replace("_", " ")) for name in class_names]
 
 

@@ -110,6 +110,7 @@ class Run:
     """A prepared run: `Run(args).train()` leaves results.jsonl, model.pkl and done."""
 
     def __init__(self, args: argparse.Namespace):
+        check_numbers(args)
         self.args = args
         self.hparams = resolve_hparams(args)
         misc.seed_everything(args.seed)
@@ -237,6 +238,19 @@ def load_algorithm(run: str | Path) -> algorithms.Algorithm:
     )
     algorithm.load_state_dict(saved["model_dict"])
     return algorithm.eval()
+
+
+def check_numbers(args: argparse.Namespace) -> None:
+    """InputError for a count below its least value, or a fraction that leaves none."""
+    least = {"steps": 0, "checkpoint_freq": 1}
+    for name, bound in least.items():
+        value = getattr(args, name)
+        if value is not None and value < bound:
+            raise InputError(f"--{name} is {value}; it must be at least {bound}.")
+    for name in ("holdout_fraction", "uda_holdout_fraction"):
+        value = getattr(args, name)
+        if not 0 <= value < 1:
+            raise InputError(f"--{name} is {value}; it must be from 0 to below 1.")
 
 
 def check_test_envs(test_envs: list[int], environments: tuple[str, ...]) -> None:

@@ -77,7 +77,10 @@ class InfiniteDataLoader:
             seed = int(torch.randint(2**31, ()))
         draws = _Draws(len(dataset), weights, batch_size, seed, first)
         self.loader = DataLoader(
-            _SeededItems(dataset), batch_sampler=draws, num_workers=num_workers
+            _SeededItems(dataset),
+            batch_sampler=draws,
+            num_workers=num_workers,
+            generator=torch.Generator(),  # else it would draw from the global one
         )
 
     def __iter__(self) -> Iterator[list[torch.Tensor]]:

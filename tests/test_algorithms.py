@@ -1,0 +1,133 @@
+"""What holds for every registered algorithm."""
+
+import copy
+
+import pytest
+import torch
+
+from domainbed import algorithms, datasets, hparams_registry
+from domainbed.lib.errors import UnknownNameError
+
+pytestmark = pytest.mark.filterwarnings("ignore:no class names")
+
+
+def build(name, dataset_name, n_domains=3):
+    """The algorithm with its default hyperparameters on a Debug dataset."""
+    torch.manual_seed(0)
+    hparams = hparams_registry.default_hparams(name, dataset_name)
+    dataset = datasets.get_dataset_class(dataset_name)("", [], hparams)
+    shape, n_classes = dataset.input_shape, dataset.num_classes
+    algorithm = algorithms.get_algorithm_class(name)(
+        shape, n_classes, n_domains, hparams
+    )
+    return algorithm, dataset
+
+
+def minibatches(dataset, sizes):
+    """A batch of each size, one per training domain."""
+    torch.manual_seed(1)
+    return [
+        (
+            torch.randn(size, *dataset.input_shape),
+            torch.randint(dataset.num_classes, (size,)),
+        )
+        for size in sizes
+    ]
+
+
+def trainable(algorithm):
+    return {n: p for n, p in algorithm.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("sizes", [[2], [1, 2], [1, 1, 2], [1, 1, 1, 1, 2]], ids=len)
+@pytest.mark.parametrize("dataset_name", ["Debug28", "Debug224"])
+@pytest.mark.parametrize("name", algorithms.ALGORITHMS)
+def test_any_number_of_domains_trains_and_predicts(name, dataset_name, sizes):
+    algorithm, dataset = build(name, dataset_name, len(sizes))
+    values = algorithm.update(minibatches(dataset, sizes))
+    assert all(type(v) is float and v == v for v in values.values())
+    assert "loss" in values
+    algorithm.eval()
+    x = torch.randn(3, *dataset.input_shape)
+    with torch.no_grad():
+        logits = algorithm.predict(x)
+    assert logits.shape == (3, dataset.num_classes)
+    assert logits.isfinite().all()
+
+
+@pytest.mark.parametrize("name", algorithms.ALGORITHMS)
+def test_only_what_trains_changes(name):
+    algorithm, dataset = build(name, "Debug28")
+    frozen = {
+        n: p.clone() for n, p in algorithm.named_parameters() if not p.requires_grad
+    }
+    before = {n: p.clone() for n, p in trainable(algorithm).items()}
+    for _ in range(3):
+        algorithm.update(minibatches(dataset, [4, 4]))
+    after = dict(algorithm.named_parameters())
+    assert all(torch.equal(after[n], p) for n, p in frozen.items())
+    unchanged = [n for n, p in before.items() if torch.equal(after[n], p)]
+    assert unchanged == []
+
+
+@pytest.mark.parametrize("name", algorithms.ALGORITHMS)
+def test_steps_on_one_batch_lower_its_loss(name):
+    algorithm, dataset = build(name, "Debug28")
+    batch = minibatches(dataset, [8, 8])
+    losses = [algorithm.update(batch)["loss"] for _ in range(12)]
+    if trainable(algorithm):
+        assert losses[-1] < losses[0]
+    else:
+        assert losses[-1] == losses[0]
+
+
+@pytest.mark.parametrize("name", algorithms.ALGORITHMS)
+def test_an_answer_does_not_depend_on_the_rest_of_the_batch(name):
+    algorithm, dataset = build(name, "Debug28")
+    algorithm.update(minibatches(dataset, [4, 4]))
+    algorithm.eval()
+    x = torch.randn(5, *dataset.input_shape)
+    with torch.no_grad():
+        together = algorithm.predict(x)
+        alone = torch.cat([algorithm.predict(row[None]) for row in x])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", algorithms.ALGORITHMS)
+def test_a_saved_algorithm_answers_the_same(name, tmp_path):
+    algorithm, dataset = build(name, "Debug28")
+    for _ in range(2):
+        algorithm.update(minibatches(dataset, [4, 4]))
+    torch.save(algorithm.state_dict(), tmp_path / "state.pt")
+    other, _ = build(name, "Debug28")
+    other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    x = torch.randn(5, *dataset.input_shape)
+    with torch.no_grad():
+        assert torch.equal(algorithm.eval().predict(x), other.eval().predict(x))
+
+
+def test_erm_is_cross_entropy_over_all_domains_together():
+    algorithm, dataset = build("ERM", "Debug28")
+    batch = minibatches(dataset, [2, 6])
+    reference = copy.deepcopy(algorithm.network)
+    x, y = (torch.cat(part) for part in zip(*batch, strict=True))
+    expected = torch.nn.functional.cross_entropy(reference(x), y).item()
+    assert algorithm.update(batch)["loss"] == pytest.approx(expected)
+
+
+def test_an_unknown_name_suggests_the_nearest():
+    with pytest.raises(NotImplementedError, match="Did you mean 'LFA'"):
+        algorithms.get_algorithm_class("lfa")
+    with pytest.raises(UnknownNameError):
+        algorithms.get_algorithm_class("np")
+
+
+def test_a_second_class_of_the_same_name_is_refused():
+    with pytest.raises(ValueError, match="two algorithms are called 'ERM'"):
+        algorithms.register(type("ERM", (algorithms.Algorithm,), {}))
+
+
+def test_classes_are_attributes_of_the_module():
+    assert algorithms.LFA is algorithms.get_algorithm_class("LFA")
+    with pytest.raises(AttributeError, match="no attribute 'Missing'"):
+        _ = algorithms.Missing

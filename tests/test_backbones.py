@@ -1,0 +1,158 @@
+"""The towers that return every layer agree with OpenAI's forward passes."""
+
+import clip
+import pytest
+import torch
+from clip.model import CLIP
+
+from domainbed import backbones
+from domainbed.lib.errors import InputError
+
+PROMPTS = ["a photo of a dog", "house", "a very long description of a sea animal"]
+
+
+@pytest.fixture(scope="module")
+def emoji():
+    return backbones.load_clip("emoji")
+
+
+def save_clip(path, **sizes):
+    torch.manual_seed(0)
+    default = {
+        "embed_dim": 32,
+        "image_resolution": 32,
+        "vision_layers": 3,
+        "vision_width": 64,
+        "vision_patch_size": 16,
+        "context_length": 77,
+        "vocab_size": 49408,
+        "transformer_width": 64,
+        "transformer_heads": 1,
+        "transformer_layers": 2,
+    }
+    torch.save(CLIP(**default | sizes).state_dict(), path)
+
+
+@torch.no_grad()
+def test_last_layers_projection_is_clips_own_encoding(emoji):
+    x = torch.randn(3, 3, 48, 48)
+    z = emoji.encode_image_layers(x)
+    assert z.shape == (3, 8, 128)
+    expected = emoji.model.encode_image(x)
+    torch.testing.assert_close(z[:, -1] @ emoji.image_projection, expected)
+    t = emoji.encode_text_layers(PROMPTS)
+    assert t.shape == (3, 4, 128)
+    expected = emoji.model.encode_text(clip.tokenize(PROMPTS))
+    torch.testing.assert_close(t[:, -1] @ emoji.text_projection, expected)
+
+
+@torch.no_grad()
+def test_every_layer_is_the_end_of_a_shorter_clip(emoji):
+    x = torch.randn(2, 3, 48, 48)
+    z, t = emoji.encode_image_layers(x), emoji.encode_text_layers(PROMPTS)
+    blocks = emoji.model.visual.transformer.resblocks, emoji.model.transformer.resblocks
+    for tower, layers, encode in (
+        (blocks[0], z @ emoji.image_projection, lambda: emoji.model.encode_image(x)),
+        (
+            blocks[1],
+            t @ emoji.text_projection,
+            lambda: emoji.model.encode_text(clip.tokenize(PROMPTS)),
+        ),
+    ):
+        removed = []
+        while len(tower):
+            torch.testing.assert_close(layers[:, len(tower) - 1], encode())
+            removed.insert(0, tower[-1])
+            del tower[-1]
+        tower.extend(removed)
+
+
+def test_prompts_get_gradients_and_weights_do_not(emoji):
+    tokens = clip.tokenize(PROMPTS)
+    embeddings = emoji.model.token_embedding(tokens).requires_grad_()
+    eot = tokens.argmax(1)
+    t = emoji.encode_prompts(embeddings, eot)
+    with torch.no_grad():
+        torch.testing.assert_close(t, emoji.encode_text_layers(PROMPTS))
+    t.sum().backward()
+    for prompt, end in enumerate(eot):
+        grad = embeddings.grad[prompt].abs().sum(1)
+        assert (grad[: end + 1] > 0).all()
+        assert (grad[end + 1 :] == 0).all()  # attention is causal
+    assert all(p.grad is None for p in emoji.parameters())
+
+
+def test_backbone_stays_frozen_and_in_eval_mode(emoji):
+    emoji.train()
+    assert not emoji.training
+    assert not emoji.model.training
+    assert not any(p.requires_grad for p in emoji.parameters())
+
+
+def test_a_state_dict_holds_the_fingerprint_only(emoji, tmp_path):
+    state = emoji.state_dict()
+    assert list(state.values()) == [emoji.fingerprint]
+    backbones.load_clip("emoji").load_state_dict(state)
+    save_clip(tmp_path / "other.pt")
+    other = backbones.load_clip(str(tmp_path / "other.pt"))
+    with pytest.raises(
+        InputError, match=f"trained on CLIP weights {emoji.fingerprint}"
+    ):
+        other.load_state_dict(state)
+
+
+def test_copies_share_nothing(emoji):
+    other = backbones.load_clip("emoji")
+    assert other.fingerprint == emoji.fingerprint
+    with torch.no_grad():
+        other.model.visual.proj.add_(1)
+    assert not torch.equal(other.image_projection, emoji.image_projection)
+
+
+def test_sizes_are_read_from_the_checkpoint(tmp_path):
+    save_clip(tmp_path / "tiny.pt")
+    tiny = backbones.load_clip(str(tmp_path / "tiny.pt"))
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        z = tiny.encode_image_layers(x)
+        torch.testing.assert_close(
+            z[:, -1] @ tiny.image_projection, tiny.model.visual(x)
+        )
+    assert z.shape == (2, 3, 64)
+    assert tiny.resolution == 32
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_images_for_imagenet_become_images_for_clip(emoji, channels):
+    mean = torch.tensor(backbones.IMAGENET_MEAN)[:, None, None]
+    std = torch.tensor(backbones.IMAGENET_STD)[:, None, None]
+    flat = (torch.full((1, 3, 10, 10), 0.25) - mean) / std
+    x = emoji.from_imagenet(flat[:, :channels])
+    assert x.shape == (1, 3, 48, 48)
+    clip_mean, clip_std = torch.tensor(emoji.normalize.mean), emoji.normalize.std
+    grey = (0.25 - clip_mean) / torch.tensor(clip_std)
+    if channels == 3:
+        torch.testing.assert_close(x.mean((0, 2, 3)), grey)
+    else:
+        torch.testing.assert_close(x[:, 0].mean(), grey[0])
+
+
+def test_a_resnet_clip_is_refused(tmp_path):
+    # OpenAI's loader infers a ResNet from the layers' names.
+    save_clip(tmp_path / "resnet.pt", vision_layers=(1, 1, 1, 1), image_resolution=64)
+    with pytest.raises(InputError, match="a ResNet CLIP has no residual token layers"):
+        backbones.load_clip(str(tmp_path / "resnet.pt"))
+
+
+@pytest.mark.parametrize(
+    "name, says",
+    [
+        ("ViT-B-16", "Unknown CLIP backbone 'ViT-B-16'.*Did you mean 'ViT-B/16'?"),
+        ("/nowhere/clip.pt", "no CLIP checkpoint at '/nowhere/clip.pt'"),
+        ("ViT-L/14", "cannot download CLIP 'ViT-L/14'.*give a checkpoint's path"),
+    ],
+)
+def test_backbones_that_cannot_be_had(name, says, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(InputError, match=says):
+        backbones.load_clip(name)

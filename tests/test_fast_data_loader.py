@@ -1,0 +1,62 @@
+import itertools
+
+import torch
+from torch.utils.data import Dataset, TensorDataset
+
+from domainbed.lib.fast_data_loader import (
+    FastDataLoader,
+    InfiniteDataLoader,
+    draw_indices,
+)
+
+
+class Augmented(Dataset):
+    """Items of random numbers, as a random augmentation makes them."""
+
+    def __len__(self):
+        return 7
+
+    def __getitem__(self, index):
+        return torch.rand(3) + index, index
+
+
+def first_batches(n, **kwargs):
+    loader = InfiniteDataLoader(Augmented(), None, 4, **kwargs)
+    return list(itertools.islice(loader, n))
+
+
+def assert_equal(batches, others):
+    for (x, y), (other_x, other_y) in zip(batches, others, strict=True):
+        assert torch.equal(x, other_x)
+        assert torch.equal(y, other_y)
+
+
+def test_batches_do_not_depend_on_the_number_of_workers():
+    here = first_batches(3, num_workers=0, seed=1)
+    assert_equal(here, first_batches(3, num_workers=2, seed=1))
+    assert not torch.equal(here[0][0], first_batches(1, num_workers=0, seed=2)[0][0])
+
+
+def test_a_loader_continues_where_another_stopped():
+    whole = first_batches(5, num_workers=0, seed=1)
+    assert_equal(whole[2:], first_batches(3, num_workers=0, seed=1, first=2))
+
+
+def test_drawing_leaves_the_global_generator_alone():
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    first_batches(2, num_workers=0, seed=1)
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_weights_decide_what_is_drawn():
+    assert draw_indices(3, [0, 1, 0], 50, seed=0, t=0).tolist() == [1] * 50
+    drawn = draw_indices(3, None, 3000, seed=0, t=0).bincount()
+    assert drawn.min() > 900  # each is drawn about 1000 times
+
+
+def test_ordered_loader_reads_every_item_once():
+    data = TensorDataset(torch.arange(7))
+    batches = [x.tolist() for (x,) in FastDataLoader(data, 3, 0)]
+    assert batches == [[0, 1, 2], [3, 4, 5], [6]]

@@ -1,0 +1,79 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from domainbed import algorithms, datasets, hparams_registry
+from domainbed.lib import misc
+from domainbed.lib.errors import InputError
+
+CONTRACT = Path(__file__).parent / "golden" / "contract" / "golden.json"
+
+
+@pytest.mark.parametrize(
+    "algorithm, dataset, hparams_seed, expected, trial_seed",
+    json.loads(CONTRACT.read_text())["hparams"],
+)
+def test_upstreams_values(algorithm, dataset, hparams_seed, expected, trial_seed):
+    if hparams_seed == 0:
+        ours = hparams_registry.default_hparams(algorithm, dataset)
+    else:
+        seed = misc.seed_hash(hparams_seed, trial_seed)
+        ours = hparams_registry.random_hparams(algorithm, dataset, seed)
+    assert {name: ours[name] for name in expected} == expected
+
+
+def test_upstreams_seeds():
+    for args, expected in json.loads(CONTRACT.read_text())["seed_hash"]:
+        assert misc.seed_hash(*args) == expected
+
+
+@pytest.mark.parametrize("algorithm", algorithms.ALGORITHMS)
+@pytest.mark.parametrize("dataset", datasets.DATASETS)
+def test_every_draw_is_plain_json(algorithm, dataset):
+    default = hparams_registry.default_hparams(algorithm, dataset)
+    drawn = hparams_registry.random_hparams(algorithm, dataset, 3)
+    assert drawn.keys() == default.keys()
+    assert json.loads(json.dumps(drawn)) == drawn
+    hparams_registry.check_hparams(algorithm, dataset, drawn)
+
+
+def test_a_new_row_changes_no_other_draw(monkeypatch):
+    before = hparams_registry.random_hparams("LFA", "PACS", 3)
+    rows = algorithms.get_algorithm_class("LFA").hparam_rows("PACS")
+    more = {"another": (0.5, lambda r: r.uniform())} | rows
+    cls = algorithms.get_algorithm_class("LFA")
+    monkeypatch.setattr(cls, "hparam_rows", lambda dataset: more)
+    after = hparams_registry.random_hparams("LFA", "PACS", 3)
+    assert after.pop("another") != 0.5
+    assert after == before
+
+
+def test_clip_methods_search_their_papers_space():
+    drawn = [hparams_registry.random_hparams("LFA", "PACS", s) for s in range(40)]
+    assert {h["momentum"] for h in drawn} == {0.0, 0.1, 0.2}
+    assert {h["weight_decay"] for h in drawn} == {0.0}
+    assert all(10**-4.5 <= h["lr"] <= 10**-2.5 for h in drawn)
+    default = hparams_registry.default_hparams("LFA", "PACS")
+    assert (default["lr"], default["momentum"], default["beta"]) == (1e-3, 0.1, 0.9)
+
+
+@pytest.mark.parametrize(
+    "hparams, says",
+    [
+        ({"betta": 0.5}, "LFA has no hyperparameter 'betta'. Did you mean 'beta'?"),
+        ({"lr": "0.1"}, "'lr' of LFA is '0.1'; it must be of the kind of its default"),
+        ({"resnet18": 1}, "'resnet18' of LFA is 1"),
+        ({"batch_size": 2.5}, "'batch_size' of LFA is 2.5"),
+    ],
+)
+def test_wrong_hparams_are_named(hparams, says):
+    with pytest.raises(InputError) as error:
+        hparams_registry.check_hparams("LFA", "PACS", hparams)
+    assert says in str(error.value)
+
+
+def test_right_hparams_pass():
+    hparams_registry.check_hparams("LFA", "PACS", {"lr": 1, "rank": 4})
+    hparams_registry.check_hparams("ERM", "PACS", {"pretrained": "/weights.pt"})
+    hparams_registry.check_hparams("LFA", "PACS", {"class_names": ["a", "b"]})

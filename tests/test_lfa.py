@@ -1,0 +1,202 @@
+"""ZeroShotCLIP, LinearProbeCLIP and LFA: formulas, identities, parameter counts."""
+
+import math
+
+import pytest
+import torch
+from clip.model import CLIP
+from torchvision.transforms import Compose, Normalize
+
+from domainbed import backbones, hparams_registry
+from domainbed.algorithms import get_algorithm_class
+from domainbed.algorithms_lfa import Projection, attend, attention, prompts_of, unit
+
+NAMES = ["dog", "sea_animal", "house"]
+
+
+def make(name, **hparams):
+    hparams = hparams_registry.default_hparams(name, "EmojiDG") | hparams
+    facts = {"class_names": NAMES}
+    return get_algorithm_class(name)((3, 48, 48), len(NAMES), 3, hparams | facts)
+
+
+def batches(n_domains=3, size=4):
+    torch.manual_seed(0)
+    return [
+        (torch.randn(size, 3, 48, 48), torch.randint(len(NAMES), (size,)))
+        for _ in range(n_domains)
+    ]
+
+
+def test_attend_equals_a_plain_loop():
+    torch.manual_seed(0)
+    q, k, v = torch.randn(2, 1, 6), torch.randn(3, 5, 6), torch.randn(3, 5, 6)
+    pooled = attend(q, k, v)
+    assert pooled.shape == (2, 3, 6)
+    for b in range(2):
+        for c in range(3):
+            scores = [math.exp(q[b, 0] @ k[c, i] / math.sqrt(6)) for i in range(5)]
+            expected = sum(s * v[c, i] for i, s in enumerate(scores)) / sum(scores)
+            torch.testing.assert_close(pooled[b, c], expected)
+
+
+def test_prompts_spell_names_with_spaces():
+    assert prompts_of("a photo of a {name}", ["sea_animal"]) == [
+        "a photo of a sea animal"
+    ]
+    assert prompts_of("{name}", ["dog"]) == ["dog"]
+
+
+@torch.no_grad()
+def test_zero_shot_is_clips_own_answer():
+    algorithm = make("ZeroShotCLIP")
+    x = torch.randn(2, 3, 48, 48)
+    tokens = backbones.clip.tokenize(prompts_of("a photo of a {name}", NAMES))
+    expected, _ = algorithm.backbone.model(x, tokens)
+    torch.testing.assert_close(algorithm.predict(x), expected)
+
+
+def pool(q, layers, k, v):
+    """One query over one sequence of layers, restated with loops."""
+    scores = torch.stack([q @ (layer @ k) for layer in layers]) / len(q) ** 0.5
+    values = [layer @ v for layer in layers]
+    return unit(sum(a * v for a, v in zip(scores.softmax(0), values, strict=True)))
+
+
+@torch.no_grad()
+def test_lfa_written_out():
+    torch.manual_seed(0)
+    lfa = make("LFA")
+    for parameter in lfa.parameters():
+        if parameter.requires_grad:
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    z, t = torch.randn(2, 8, 128), lfa.text_features
+    w = {n: m.weight for n, m in lfa.named_children() if isinstance(m, Projection)}
+    logits = lfa.logits(z)
+    for b in range(2):
+        q = z[b, -1] @ w["image_q"]
+        image = pool(q, z[b], w["image_k"], w["image_v"])
+        for c in range(len(NAMES)):
+            own = pool(t[c, -1] @ w["self_q"], t[c], w["self_k"], w["self_v"])
+            cross = pool(q, t[c], w["cross_k"], w["cross_v"])
+            expected = lfa.backbone.scale * (0.9 * image @ cross + 0.1 * image @ own)
+            torch.testing.assert_close(logits[b, c], expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_lfa_with_one_layer_is_the_linear_probe():
+    lfa, probe = make("LFA", beta=0.3), make("LinearProbeCLIP")
+    z = torch.randn(4, 8, 128)
+    lfa.text_features = lfa.text_features[:, -1:]
+    torch.testing.assert_close(lfa.logits(z[:, -1:]), probe.logits(z))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("beta, unused", [(0.0, "cross"), (1.0, "self")])
+def test_beta_chooses_a_branch(beta, unused):
+    lfa = make("LFA", beta=beta)
+    z = torch.randn(4, 8, 128)
+    before = lfa.logits(z)
+    for name, parameter in lfa.named_parameters():
+        if name.startswith(unused):
+            parameter.add_(torch.randn_like(parameter))
+    assert torch.equal(lfa.logits(z), before)
+    mixed = make("LFA", beta=0.25).logits(z)
+    parts = [make("LFA", beta=b).logits(z) for b in (0.0, 1.0)]
+    torch.testing.assert_close(mixed, 0.75 * parts[0] + 0.25 * parts[1])
+
+
+@torch.no_grad()
+def test_layer_attention_is_what_logits_use():
+    lfa = make("LFA")
+    x = torch.randn(2, 3, 48, 48)
+    weights = lfa.layer_attention(x)
+    shapes = {name: tuple(a.shape) for name, a in weights.items()}
+    assert shapes == {"image": (2, 8), "self": (3, 4), "cross": (2, 3, 4)}
+    for a in weights.values():
+        torch.testing.assert_close(a.sum(-1), torch.ones(a.shape[:-1]))
+    z, t, beta = lfa.features(x), lfa.text_features, lfa.hparams["beta"]
+    image = unit((weights["image"][..., None] * lfa.image_v(z)).sum(1))
+    own = unit((weights["self"][..., None] * lfa.self_v(t)).sum(1))
+    cross = unit((weights["cross"][..., None] * lfa.cross_v(t)).sum(2))
+    expected = beta * (image[:, None] * cross).sum(-1) + (1 - beta) * image @ own.T
+    torch.testing.assert_close(lfa.predict(x), lfa.backbone.scale * expected)
+
+
+def test_attention_is_over_scaled_products():
+    q, k = torch.tensor([2.0, 0.0]), torch.tensor([[1.0, 5.0], [3.0, -7.0]])
+    expected = (torch.tensor([2.0, 6.0]) / math.sqrt(2)).softmax(0)
+    torch.testing.assert_close(attention(q, k), expected)
+
+
+def test_low_rank_projection_adds_to_a_frozen_one():
+    torch.manual_seed(0)
+    weight, x = torch.randn(6, 4), torch.randn(3, 6)
+    full, low = Projection(weight, None), Projection(weight, 2).eval()
+    assert [p.shape for p in full.parameters() if p.requires_grad] == [(6, 4)]
+    trained = [p for p in low.parameters() if p.requires_grad]
+    assert sum(p.numel() for p in trained) == 6 * 2 + 2 * 4
+    down, up, _ = low.low_rank
+    expected = x @ weight + (x @ down.weight.T) @ up.weight.T
+    torch.testing.assert_close(low(x), expected)
+    assert not torch.equal(low.train()(x), low.train()(x))  # dropout
+
+
+@pytest.mark.parametrize("layer", [0, -1])
+@torch.no_grad()
+def test_linear_probe_reads_the_layer_it_is_told(layer):
+    probe = make("LinearProbeCLIP", layer=layer)
+    z = torch.randn(2, 8, 128)
+    before = probe.logits(z)
+    others = [i for i in range(8) if i != layer % 8]
+    z[:, others] = torch.randn(2, 7, 128)
+    assert torch.equal(probe.logits(z), before)
+    z[:, layer] += 1
+    assert not torch.equal(probe.logits(z), before)
+
+
+@pytest.fixture(scope="module")
+def vit_b16():
+    """A CLIP of ViT-B/16's sizes; its weights take no memory."""
+    with torch.device("meta"):
+        model = CLIP(512, 224, 12, 768, 16, 77, 49408, 512, 8, 12)
+    return model, Compose([Normalize([0] * 3, [1] * 3)])
+
+
+@pytest.mark.parametrize(
+    "name, hparams, count",
+    [
+        ("ZeroShotCLIP", {}, 0),
+        ("LinearProbeCLIP", {}, 655_360),
+        ("LFA", {}, 2_490_368),
+        ("LFA", {"rank": 4}, 35_840),
+    ],
+)
+def test_parameter_counts_of_vit_b16(name, hparams, count, vit_b16, monkeypatch):
+    monkeypatch.setattr(backbones, "read_clip", lambda name: vit_b16)
+    text = torch.zeros(len(NAMES), 12, 512)
+    monkeypatch.setattr(
+        backbones.CLIPBackbone, "encode_text_layers", lambda self, prompts: text
+    )
+    algorithm = make(name, **hparams)
+    trainable = [p for p in algorithm.parameters() if p.requires_grad]
+    assert sum(p.numel() for p in trainable) == count
+    if trainable:
+        held = algorithm.optimizer.param_groups[0]["params"]
+        assert {id(p) for p in held} == {id(p) for p in trainable}
+
+
+def test_images_and_their_features_train_alike():
+    minibatches = batches()
+    from_images, from_features = make("LFA", lr=0.1), make("LFA", lr=0.1)
+    stored = [(from_features.features(x), y) for x, y in minibatches]
+    for _ in range(3):
+        losses = [from_images.update(minibatches), from_features.update(stored)]
+        assert losses[0]["loss"] == pytest.approx(losses[1]["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("alias, name", [
+    ("ZSCLIP", "ZeroShotCLIP"), ("LPCLIP", "LinearProbeCLIP"), ("CLIP_LFA", "LFA")
+])  # fmt: skip
+def test_names_that_lfas_users_know(alias, name):
+    assert get_algorithm_class(alias) is get_algorithm_class(name)

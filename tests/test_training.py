@@ -1,0 +1,206 @@
+"""One run: its records, its files, its determinism, and what wrong input gets."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from domainbed import datasets, training
+from domainbed.lib import misc
+from domainbed.scripts import train
+
+pytestmark = pytest.mark.filterwarnings("ignore:no class names")
+TIMINGS = ("step_time", "mem_gb")
+
+
+def run(folder, *flags, algorithm="LFA", dataset="Debug28"):
+    """Run the command in this process; its records without the timings."""
+    command = ["--dataset", dataset, "--algorithm", algorithm]
+    train.main([*command, "--output_dir", str(folder), *flags])
+    return records_of(folder)
+
+
+def records_of(folder):
+    lines = (folder / "results.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    for record in records:
+        for name in TIMINGS:
+            assert record.pop(name) > 0
+    return records
+
+
+def test_a_run_leaves_what_the_contract_says(tmp_path):
+    records = run(tmp_path, "--steps", "5", "--checkpoint_freq", "2")
+    assert [record["step"] for record in records] == [0, 2, 4]
+    accuracies = {f"env{i}_{part}_acc" for i in range(3) for part in ("in", "out")}
+    keys = accuracies | {"step", "epoch", "loss", "hparams", "args"}
+    assert records[0].keys() == keys
+    line = (tmp_path / "results.jsonl").read_text().splitlines()[0]
+    assert list(json.loads(line)) == sorted(json.loads(line))
+    assert records[1]["epoch"] == 2 / (13 / 64)  # 16 images, 3 held out, batch 64
+    assert records[0]["args"]["test_envs"] == [0]
+    assert records[0]["hparams"]["beta"] == 0.9
+    assert (tmp_path / "done").read_text() == "done"
+    out = (tmp_path / "out.txt").read_text()
+    assert "beta: 0.9" in out
+    assert "env0_in_acc" in out
+    saved = torch.load(tmp_path / "model.pkl", weights_only=True)
+    assert saved.keys() == {
+        "args",
+        "model_input_shape",
+        "model_num_classes",
+        "model_num_domains",
+        "model_hparams",
+        "model_dict",
+    }
+    assert saved["model_num_domains"] == 2
+
+
+def test_equal_arguments_give_equal_records(tmp_path):
+    flags = ["--steps", "3", "--hparams", '{"rank": 2}']  # dropout draws numbers too
+    first = run(tmp_path / "a", *flags)
+    again = run(tmp_path / "b", *flags)
+    other = run(tmp_path / "c", *flags, "--seed", "1")
+    for records in (first, again, other):
+        for record in records:
+            del record["args"]
+    assert first == again
+    assert first != other
+
+
+def test_the_saved_model_answers_as_the_trained_one(tmp_path):
+    flags = ["--dataset", "Debug28", "--algorithm", "LFA", "--steps", "2"]
+    args = train.parse_args([*flags, "--output_dir", str(tmp_path)])
+    trained = training.Run(args)
+    trained.train()
+    loaded = training.load_algorithm(tmp_path)
+    x = torch.randn(3, 3, 28, 28)
+    with torch.no_grad():
+        assert torch.equal(loaded.predict(x), trained.algorithm.eval().predict(x))
+
+
+def test_zero_shot_takes_one_step(tmp_path):
+    records = run(tmp_path, "--steps", "50", algorithm="ZeroShotCLIP")
+    assert [record["step"] for record in records] == [0]
+
+
+def test_models_can_be_left_out_or_kept_at_every_checkpoint(tmp_path):
+    flags = ["--steps", "3", "--checkpoint_freq", "2"]
+    run(tmp_path / "none", *flags, "--skip_model_save")
+    assert not list((tmp_path / "none").glob("*.pkl"))
+    run(tmp_path / "all", *flags, "--save_model_every_checkpoint")
+    names = {path.name for path in (tmp_path / "all").glob("*.pkl")}
+    assert names == {"model.pkl", "model_step0.pkl", "model_step2.pkl"}
+
+
+def make_splits(*flags, class_balanced=False):
+    args = train.parse_args(["--dataset", "Debug28", *flags])
+    dataset = datasets.Debug28("", args.test_envs, {})
+    return training.make_splits(dataset, args, class_balanced), dataset
+
+
+def test_splits_follow_the_contract():
+    flags = ["--trial_seed", "2", "--uda_holdout_fraction", "0.5", "--test_envs", "1"]
+    splits, dataset = make_splits(*flags, "--task", "domain_adaptation")
+    names = [split.name for split in splits]
+    parts = [f"env{i}_{part}" for part in ("in", "out") for i in range(3)]
+    assert names == [*parts, "env1_uda"]
+    keys = {split.name: split.keys for split in splits}
+    for i in range(3):
+        seed = misc.seed_hash(2, i)
+        out, in_ = misc.split_dataset(dataset[i], 3, seed)
+        assert keys[f"env{i}_out"] == out.indices
+        if i == 1:
+            uda, rest = misc.split_dataset(in_, 6, seed)
+            assert keys["env1_uda"] == [in_.indices[k] for k in uda.indices]
+            assert keys["env1_in"] == [in_.indices[k] for k in rest.indices]
+        else:
+            assert keys[f"env{i}_in"] == in_.indices
+
+
+def test_class_balance_weighs_each_split_by_itself():
+    splits, dataset = make_splits(class_balanced=True)
+    for split in splits:
+        labels = [int(dataset[split.env][key][1]) for key in split.keys]
+        if len(set(labels)) == 2:
+            for label in (0, 1):
+                of_label = [
+                    w for w, y in zip(split.weights, labels, strict=True) if y == label
+                ]
+                assert sum(of_label) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    "flags, says",
+    [
+        (["--algorithm", "LFAA"], "Unknown algorithm 'LFAA'; known: .* mean 'LFA'?"),
+        (["--dataset", "PACX"], "Unknown dataset 'PACX'; known: .* mean 'PACS'?"),
+        (["--hparams", "{lr: 1}"], "--hparams '{lr: 1}' is not JSON"),
+        (["--hparams", "[1]"], "--hparams '[1]' must be a JSON object"),
+        (["--hparams", '{"lrr": 1}'], "no hyperparameter 'lrr'. Did you mean 'lr'?"),
+        (["--test_envs", "7"], "--test_envs 7 is no environment; there are 0"),
+        (["--test_envs", "0", "1", "2"], "leaves no environment to train on"),
+        (["--dataset", "PACS"], "PACS needs --data_dir"),
+        (["--dataset", "VLCS", "--data_dir", "/nowhere"], "VLCS is not at /nowhere"),
+        (["--hparams", '{"clip_backbone": "emojii"}'], "Unknown CLIP backbone"),
+        (["--hparams", '{"prompt": "a dog"}'], "prompt 'a dog' has no {name}"),
+        (["--checkpoint_freq", "0"], "--checkpoint_freq is 0; it must be at least 1"),
+        (["--steps", "-1"], "--steps is -1; it must be at least 0"),
+        (["--holdout_fraction", "1.0"], "--holdout_fraction is 1.0"),
+    ],
+)
+def test_wrong_input_gets_one_sentence_and_harms_nothing(flags, says, tmp_path, capsys):
+    folder = tmp_path / "run"
+    base = ["--dataset", "Debug28", "--algorithm", "LFA", "--steps", "1"]
+    base += ["--output_dir", str(folder)]
+    with pytest.raises(SystemExit) as ended:
+        train.main([*base, *flags])
+    assert ended.value.code == 2
+    error = capsys.readouterr().err.strip()
+    assert "\n" not in error
+    assert re.search(says.replace("[", "\\[").replace("{", "\\{"), error), error
+    assert not folder.exists()
+
+
+def test_a_pretrained_download_that_fails_says_so(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "empty"))
+    hparams = '{"pretrained": true, "resnet18": true, "freeze_bn": true}'
+    with pytest.raises(SystemExit) as ended:
+        run(
+            tmp_path,
+            "--steps",
+            "1",
+            "--hparams",
+            hparams,
+            algorithm="ERM",
+            dataset="Debug224",
+        )
+    assert ended.value.code == 2
+    assert "cannot get pretrained ResNet weights" in capsys.readouterr().err
+
+
+def test_an_unreadable_image_ends_the_run_with_its_path(pacs, tmp_path, capsys):
+    path = pacs / "PACS" / "photo" / "dog" / "3.png"
+    path.write_bytes(b"no picture")
+    flags = ["--data_dir", str(pacs), "--steps", "1"]
+    hparams = ["--hparams", '{"clip_backbone": "emoji"}']
+    with pytest.raises(SystemExit) as ended:
+        run(tmp_path / "run", *flags, *hparams, dataset="PACS")
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert f"cannot read the image {path}" in error
+    assert (tmp_path / "run" / "err.txt").read_text() == error
+    assert not (tmp_path / "run" / "done").exists()
+
+
+def test_the_command_itself(tmp_path):
+    """The one test that starts a process: exit status, streams, a crash's trace."""
+    command = [sys.executable, "-m", "domainbed.scripts.train", "--dataset", "Debug28"]
+    command += ["--algorithm", "ZeroShotCLIP", "--output_dir", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "env0_in_acc" in done.stdout
+    assert "Warning" not in done.stderr.replace("UserWarning: no class names", "")
+    assert len(records_of(tmp_path)) == 1
