@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from domainbed.algorithms import Algorithm, register
-from domainbed.backbones import load_clip
+from domainbed.algorithms import Algorithm, Minibatches, register
+from domainbed.backbones import CLIPBackbone, load_clip
 from domainbed.lib.errors import InputError
 
 TENSOR_DATASETS = ("Debug28", "Debug224", "RotatedMNIST", "ColoredMNIST")
@@ -56,14 +56,14 @@ class CLIPAlgorithm(Algorithm):
 
     def __init__(self, input_shape, num_classes, num_domains, hparams):
         super().__init__(input_shape, num_classes, num_domains, hparams)
-        self.backbone = load_clip(hparams["clip_backbone"])
+        self.backbone = self.load_backbone()
         names = hparams.get("class_names")
         if names is None:
             names = [f"class {i}" for i in range(num_classes)]
             warnings.warn(f"no class names; prompts say {names[0]!r} ...", stacklevel=2)
-        prompts = prompts_of(hparams["prompt"], names)
+        self.prompts = prompts_of(hparams["prompt"], names)
         with torch.no_grad():
-            t = self.backbone.encode_text_layers(prompts)
+            t = self.backbone.encode_text_layers(self.prompts)
         # Made from frozen weights: moved with the module, but not saved again.
         self.register_buffer("text_features", t, persistent=False)
         self.build()
@@ -87,6 +87,10 @@ class CLIPAlgorithm(Algorithm):
             "momentum": (0.1, lambda r: r.choice([0.0, 0.1, 0.2])),
         }
 
+    def load_backbone(self) -> CLIPBackbone:
+        """The towers that make the features."""
+        return load_clip(self.hparams["clip_backbone"])
+
     def build(self) -> None:
         """Make the parameters that train; there are none unless a method says so."""
 
@@ -100,13 +104,16 @@ class CLIPAlgorithm(Algorithm):
             return x
         if not self.hparams["clip_transform"]:
             x = self.backbone.from_imagenet(x)
-        with torch.no_grad():
-            return self.backbone.encode_image_layers(x)
+        return self.backbone.encode_image_layers(x)  # no graph: its weights are frozen
 
-    def update(self, minibatches, unlabeled=None):
+    def loss(self, minibatches: Minibatches) -> torch.Tensor:
+        """What a step lowers: cross-entropy over all domains' examples together."""
         x = torch.cat([x for x, _ in minibatches])
         y = torch.cat([y for _, y in minibatches])
-        loss = F.cross_entropy(self.logits(self.features(x)), y)
+        return F.cross_entropy(self.logits(self.features(x)), y)
+
+    def update(self, minibatches, unlabeled=None):
+        loss = self.loss(minibatches)
         if self.optimizer:
             self.optimizer.zero_grad()
             loss.backward()

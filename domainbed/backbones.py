@@ -51,11 +51,7 @@ class CLIPBackbone(nn.Module):
     @functools.cached_property
     def fingerprint(self) -> str:
         """16 hex digits that name the weights: of their names and float32 bytes."""
-        digest = hashlib.sha256()
-        for name, weight in sorted(self.model.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(weight.float().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return fingerprint_of(self.model.state_dict())
 
     @property
     def image_projection(self) -> torch.Tensor:
@@ -66,6 +62,11 @@ class CLIPBackbone(nn.Module):
     def text_projection(self) -> torch.Tensor:
         """CLIP's own (W, E)."""
         return self.model.text_projection
+
+    @property
+    def token_embedding(self) -> nn.Embedding:
+        """A row of width W for each token."""
+        return self.model.token_embedding
 
     @property
     def scale(self) -> torch.Tensor:
@@ -87,11 +88,16 @@ class CLIPBackbone(nn.Module):
 
     def encode_text_layers(self, prompts: list[str]) -> torch.Tensor:
         """t (C, L, W): the end-of-text token after every block, through ln_final."""
+        return self.encode_prompts(*self.embed_prompts(prompts))
+
+    def embed_prompts(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token embeddings (C, T, W) and where each prompt ends, (C,).
+
+        Cut after the last end: attention is causal, what stands behind changes nothing.
+        """
         tokens = clip.tokenize(prompts).to(self.model.logit_scale.device)
         eot = tokens.argmax(1)  # the end-of-text token has the highest id
-        # Attention is causal: what stands behind the last end token changes nothing.
-        embeddings = self.model.token_embedding(tokens[:, : int(eot.max()) + 1])
-        return self.encode_prompts(embeddings, eot)
+        return self.token_embedding(tokens[:, : int(eot.max()) + 1]), eot
 
     def encode_prompts(
         self, embeddings: torch.Tensor, eot: torch.Tensor
@@ -129,26 +135,42 @@ class CLIPBackbone(nn.Module):
         """Itself, in eval mode whatever is asked: it is frozen."""
         return super().train(False)
 
+    def is_saved(self, name: str) -> bool:
+        """Whether the state dict holds that entry: not if it is a frozen weight."""
+        return not name.startswith("model.")
+
     def get_extra_state(self) -> str:
         return self.fingerprint
 
     def set_extra_state(self, state: str) -> None:
-        if state != self.fingerprint:
+        if state != self.get_extra_state():
             raise InputError(
                 f"this checkpoint was trained on CLIP weights {state}, not on these, "
-                f"{self.fingerprint}; set clip_backbone to the one it was trained on."
+                f"{self.get_extra_state()}; set clip_backbone to the one it was trained "
+                "on."
             )
+
+
+def fingerprint_of(weights: dict[str, torch.Tensor]) -> str:
+    """16 hex digits that name weights by their names and float32 bytes."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(weights.items()):
+        digest.update(name.encode())
+        digest.update(weight.float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def keep_fingerprint_only(module: nn.Module, state: dict, prefix: str, _: Any) -> None:
     """Take the frozen weights out of a state dict that is being saved."""
-    for key in [key for key in state if key.startswith(f"{prefix}model.")]:
-        del state[key]
+    for key in [key for key in state if key.startswith(prefix)]:
+        if not module.is_saved(key.removeprefix(prefix)):
+            del state[key]
 
 
 def forgive_missing_weights(module: nn.Module, incompatible: Any) -> None:
     """Do not miss the frozen weights in a state dict that is being loaded."""
-    frozen = {f"model.{name}" for name in module.model.state_dict()}
+    names = [f"model.{name}" for name in module.model.state_dict()]
+    frozen = {name for name in names if not module.is_saved(name)}
     missing = incompatible.missing_keys
     missing[:] = [key for key in missing if key[key.find("model.") :] not in frozen]
 

@@ -122,7 +122,7 @@ class Run:
         check_test_envs(args.test_envs, dataset_class.ENVIRONMENTS)
         self.dataset = dataset_class(args.data_dir, args.test_envs, self.hparams)
         self.splits = make_splits(self.dataset, args, self.hparams["class_balanced"])
-        facts = {}
+        facts = {"run": vars(args)}  # beside the hparams; plain types, they are saved
         if self.dataset.class_names:
             facts["class_names"] = self.dataset.class_names
         self.algorithm = algorithm_class(
