@@ -143,11 +143,10 @@ class CLIPBackbone(nn.Module):
         return self.fingerprint
 
     def set_extra_state(self, state: str) -> None:
-        if state != self.get_extra_state():
+        if state != (own := self.get_extra_state()):
             raise InputError(
                 f"this checkpoint was trained on CLIP weights {state}, not on these, "
-                f"{self.get_extra_state()}; set clip_backbone to the one it was trained "
-                "on."
+                f"{own}; set clip_backbone to the one it was trained on."
             )
 
 
