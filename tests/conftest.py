@@ -1,11 +1,15 @@
 """What tests share: small data folders, and no network."""
 
+import gzip
+import json
 import socket
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+CONTRACT = Path(__file__).parent / "golden" / "contract"
 
 
 @pytest.fixture(autouse=True)
@@ -48,3 +52,14 @@ def pacs(tmp_path) -> Path:
     domains = ["art_painting", "cartoon", "photo", "sketch"]
     make_image_folder(tmp_path / "data" / "PACS", domains, ["dog", "house"])
     return tmp_path / "data"
+
+
+def unpacked_sweep(name: str, folder: Path) -> Path:
+    """The contract's sample sweep of that name, as result folders."""
+    with gzip.open(CONTRACT / f"{name}.json.gz") as file:
+        runs = json.load(file)
+    for run, text in runs.items():
+        (folder / run).mkdir(parents=True)
+        (folder / run / "results.jsonl").write_text(text)
+        (folder / run / "done").write_text("done")
+    return folder

@@ -1,0 +1,51 @@
+"""Print a method's runs on one test environment, best first, with their hparams."""
+
+import argparse
+from pathlib import Path
+
+from domainbed import algorithms, datasets
+from domainbed.lib import reporting
+from domainbed.lib.errors import InputError, exits_on_input_error
+from domainbed.lib.query import Q
+from domainbed.scripts.collect_results import SELECTION_METHODS
+
+
+def print_run(run_acc: dict[str, float], records: Q) -> None:
+    """One run: its accuracies, its hyperparameters, where it is."""
+    print(f"\t{run_acc}")
+    print("\t\thparams:")
+    for name, value in sorted(records[0]["hparams"].items()):
+        print(f"\t\t\t{name}: {value}")
+    print("\t\toutput_dirs:")
+    for output_dir in sorted(records.select("args.output_dir").unique()):
+        print(f"\t\t\t{output_dir}")
+
+
+@exits_on_input_error
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="list_top_hparams", description=__doc__)
+    parser.add_argument("--input_dir", required=True)
+    parser.add_argument("--dataset", required=True)
+    parser.add_argument("--algorithm", required=True)
+    parser.add_argument("--test_env", type=int, required=True)
+    args = parser.parse_args(argv)
+    datasets.get_dataset_class(args.dataset)
+    algorithms.get_algorithm_class(args.algorithm)
+    if not Path(args.input_dir).is_dir():
+        raise InputError(f"--input_dir {args.input_dir} is no folder.")
+    records = reporting.load_records(args.input_dir)
+    print("Total records:", len(records))
+    wanted = (args.dataset, args.algorithm, args.test_env)
+    groups = reporting.get_grouped_records(records).filter_equals(
+        "dataset,algorithm,test_env", wanted
+    )
+    for method in SELECTION_METHODS:
+        print(f"Model selection: {method.name}")
+        for group in groups:
+            print(f"trial_seed: {group['trial_seed']}")
+            for run_acc, run_records in method.hparams_accs(group["records"]):
+                print_run(run_acc, run_records)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,206 @@
+"""A sweep: its jobs as upstream has them, their states, and one from end to end."""
+
+import json
+
+import pytest
+from conftest import CONTRACT
+
+from domainbed import command_launchers
+from domainbed.scripts import collect_results, sweep
+
+GOLDEN = json.loads((CONTRACT / "golden.json").read_text())
+
+
+@pytest.mark.parametrize("train_args, output_dir, command", GOLDEN["jobs"])
+def test_jobs_are_upstreams(train_args, output_dir, command):
+    job = sweep.Job(train_args, "out")
+    assert (job.output_dir, job.command_str) == (output_dir, command)
+
+
+def make_args_list(**changes):
+    return sweep.make_args_list(
+        **{
+            "n_trials": 2,
+            "dataset_names": ["Debug28", "PACS"],
+            "algorithms": ["ERM", "LFA"],
+            "n_hparams_from": 1,
+            "n_hparams": 3,
+            "steps": None,
+            "data_dir": "/data dir",
+            "task": "domain_generalization",
+            "holdout_fraction": 0.2,
+            "single_test_envs": False,
+            "hparams": None,
+        }
+        | changes
+    )
+
+
+def test_runs_are_nested_as_the_contract_says():
+    args_list = make_args_list()
+    envs = {"Debug28": 6, "PACS": 10}  # n singles and n (n - 1) / 2 pairs
+    assert len(args_list) == 2 * 2 * 2 * sum(envs.values())
+    names = ("trial_seed", "dataset", "algorithm", "test_envs", "hparams_seed")
+    assert [tuple(a[n] for n in names) for a in args_list[:4]] == [
+        (0, "Debug28", "ERM", [0], 1),
+        (0, "Debug28", "ERM", [0], 2),
+        (0, "Debug28", "ERM", [0, 1], 1),
+        (0, "Debug28", "ERM", [0, 1], 2),
+    ]
+    assert args_list[12]["algorithm"] == "LFA"
+    assert args_list[24]["dataset"] == "PACS"
+    assert args_list[64]["trial_seed"] == 1
+    assert {"steps", "hparams"}.isdisjoint(args_list[0])
+
+
+def test_steps_and_hparams_stand_in_a_job_only_when_given():
+    given = make_args_list(steps=0, hparams='{"lr": 1}', single_test_envs=True)
+    assert given[0]["steps"] == 0
+    assert given[0]["hparams"] == '{"lr": 1}'
+    assert all(len(args["test_envs"]) == 1 for args in given)
+
+
+SIX_JOBS = ["--datasets", "Debug28", "--algorithms", "ZeroShotCLIP", "LFA"]
+SIX_JOBS += ["--n_hparams", "1", "--n_trials", "1", "--single_test_envs"]
+SIX_JOBS += ["--data_dir", "none"]
+
+
+def launch(folder, *flags, launcher="dummy", command="launch"):
+    where = ["--output_dir", str(folder), "--command_launcher", launcher]
+    sweep.main([command, *SIX_JOBS, *where, "--skip_confirmation", *flags])
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """Every command that a launcher would start; they all succeed."""
+    commands = []
+
+    def run_command(command, **environment):
+        commands.append((command, environment))
+        return 0
+
+    monkeypatch.setattr(command_launchers, "run_command", run_command)
+    return commands
+
+
+def test_launch_starts_each_job_once(tmp_path, ran, capsys):
+    launch(tmp_path, launcher="local")
+    out = capsys.readouterr().out
+    assert (
+        "6 jobs: 0 done, 0 incomplete, 6 not launched.\nAbout to launch 6 jobs." in out
+    )
+    assert len({command for command, _ in ran}) == 6
+    assert len(list(tmp_path.iterdir())) == 6
+    next(tmp_path.iterdir()).joinpath("done").write_text("done")
+    launch(tmp_path, launcher="local")
+    out = capsys.readouterr().out
+    assert (
+        "6 jobs: 1 done, 5 incomplete, 0 not launched.\nAbout to launch 0 jobs." in out
+    )
+    assert len(ran) == 6
+
+
+def test_delete_incomplete_keeps_what_is_done(tmp_path, ran, capsys):
+    launch(tmp_path, launcher="local")
+    done = next(tmp_path.iterdir())
+    (done / "done").write_text("done")
+    launch(tmp_path, command="delete_incomplete")
+    assert list(tmp_path.iterdir()) == [done]
+    assert "About to delete 5 jobs." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("answer, left", [("n", 6), ("", 6), ("y", 0)])
+def test_deletion_asks(answer, left, tmp_path, ran, monkeypatch):
+    launch(tmp_path)
+    monkeypatch.setattr("builtins.input", lambda prompt: answer)
+    where = ["--output_dir", str(tmp_path), "--command_launcher", "dummy"]
+    try:
+        sweep.main(["delete_incomplete", *SIX_JOBS, *where])
+    except SystemExit as ended:
+        assert ended.code == 0
+    assert len(list(tmp_path.iterdir())) == left
+
+
+def test_dummy_prints_the_commands(tmp_path, capsys):
+    launch(tmp_path)
+    printed = [
+        line
+        for line in capsys.readouterr().out.splitlines()
+        if line.startswith("Dummy launcher: python -m domainbed.scripts.train --")
+    ]
+    assert len(printed) == 6
+
+
+def test_flags_can_be_read_from_a_file(tmp_path, ran):
+    flags = tmp_path / "sweep.txt"
+    flags.write_text(
+        "# a comment\n--datasets Debug28  # another\n\n--algorithms LFA\n"
+        "--n_hparams 1\n--n_trials 1\n--single_test_envs\n--hparams '{\"lr\": 0.01}'\n"
+    )
+    where = ["--output_dir", str(tmp_path / "out"), "--data_dir", "none"]
+    how = ["--command_launcher", "local", "--skip_confirmation"]
+    sweep.main(["launch", f"@{flags}", *where, *how])
+    assert len(ran) == 3
+    assert all("--hparams '{\"lr\": 0.01}'" in command for command, _ in ran)
+
+
+def test_failed_jobs_are_listed_and_the_exit_status_says_so(
+    tmp_path, monkeypatch, capsys
+):
+    def fail_lfa(command, **environment):
+        if "LFA" not in command:
+            return 0
+        folder = command.split("--output_dir ")[1].split()[0]
+        with open(f"{folder}/err.txt", "w") as log:
+            log.write("Traceback\nMemoryError: no more\n\n")
+        return 1
+
+    monkeypatch.setattr(command_launchers, "run_command", fail_lfa)
+    with pytest.raises(SystemExit) as ended:
+        launch(tmp_path, launcher="local")
+    assert ended.value.code == 1
+    error = capsys.readouterr().err
+    assert "3 jobs failed:" in error
+    assert error.count("MemoryError: no more") == 3
+
+
+@pytest.mark.parametrize(
+    "flags, says",
+    [
+        (["--algorithms", "LAF"], "Unknown algorithm 'LAF'; known: "),
+        (["--datasets", "pacs"], "Did you mean 'PACS'?"),
+        (["--command_launcher", "loca"], "Did you mean 'local'?"),
+        (["--command_launcher", "multi_gpu"], "multi_gpu finds no GPU here"),
+        (["--hparams", "{"], "--hparams '{' is not JSON"),
+        (["--hparams", '{"bta": 1}'], "has no hyperparameter 'bta'"),
+        (["--seed", "1"], "--seed 1 would change nothing"),
+        (["--n_trials", "0"], "--n_trials is 0; it must be at least 1"),
+    ],
+)
+def test_wrong_input_launches_nothing(flags, says, tmp_path, ran, capsys, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(SystemExit) as ended:
+        launch(tmp_path / "out", *flags)
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+    assert ran == []
+
+
+def test_a_sweep_from_launch_to_table(tmp_path, capsys):
+    """Real jobs in real processes, then the table, read back from the same folder."""
+    launch(tmp_path, "--steps", "2", launcher="local")
+    capsys.readouterr()
+    launch(tmp_path, "--steps", "2", launcher="local")
+    assert "6 jobs: 6 done, 0 incomplete, 0 not launched." in capsys.readouterr().out
+    collect_results.main(["--input_dir", str(tmp_path)])
+    out = capsys.readouterr().out
+    assert out.startswith("Total records: 9\n")  # 3 of ZeroShotCLIP, 2 each of LFA
+    lines = [line.split("  ") for line in out.splitlines()]
+    assert [row[0] for row in lines if row[0] in ("ZeroShotCLIP", "LFA")] == [
+        "ZeroShotCLIP",
+        "LFA",
+    ] * 6
+    assert (tmp_path / "results.txt").read_text() == out
