@@ -148,8 +148,8 @@ def pretrained_weights(pretrained: bool | str, hparams: dict[str, Any]) -> dict:
         return weights.get_state_dict(progress=False)
     except ImportError as error:
         raise InputError(
-            "hyperparameter resnet50_augmix needs timm (pip install domainbed-lfa[timm]) "
-            "or, set to false, takes torchvision's weights."
+            "hyperparameter resnet50_augmix wants timm: pip install timm, or set it to "
+            "false for torchvision's weights."
         ) from error
     except (OSError, RuntimeError) as error:
         raise InputError(
