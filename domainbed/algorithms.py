@@ -48,6 +48,7 @@ class Algorithm(nn.Module):
     """
 
     MAX_STEPS: int | None = None  # training ends after so many steps at the latest
+    TAKES_FEATURES = False  # x may be layer features of a frozen CLIP, (B, L, D)
     ALIASES: tuple[str, ...] = ()  # further names under which it is found
 
     def __init__(

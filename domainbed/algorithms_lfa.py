@@ -54,6 +54,8 @@ class CLIPAlgorithm(Algorithm):
     prediction share both. x may be images or their layer features z.
     """
 
+    TAKES_FEATURES = True
+
     def __init__(self, input_shape, num_classes, num_domains, hparams):
         super().__init__(input_shape, num_classes, num_domains, hparams)
         self.backbone = self.load_backbone()
@@ -81,6 +83,7 @@ class CLIPAlgorithm(Algorithm):
         return {
             "clip_backbone": ("emoji" if embedded else "ViT-B/16", None),
             "clip_transform": (dataset not in TENSOR_DATASETS, None),
+            "feature_dtype": ("float16", None),  # of stored features
             "prompt": ("a photo of a {name}", None),
             "lr": (1e-3, lambda r: 10 ** r.uniform(-4.5, -2.5)),
             "weight_decay": (0.0, None),

@@ -315,7 +315,7 @@ class EmojiDG(MultipleEnvironmentImageFolder):
     FOLDER = "emoji_dg"
     ENVIRONMENTS = ("fluent", "noto", "openmoji", "twemoji")
     ARCHIVE = Path(__file__).parent / "assets" / "emoji_dg.zip"
-    N_STEPS = 301
+    N_STEPS = 501
     CHECKPOINT_FREQ = 100
 
     def find_folder(self, root):

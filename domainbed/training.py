@@ -19,9 +19,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import Subset
+from torch.utils.data import Dataset, Subset
 
 from domainbed import algorithms, datasets, hparams_registry
+from domainbed.feature_store import StoredFeatures, open_features
 from domainbed.lib import misc
 from domainbed.lib.errors import InputError
 from domainbed.lib.fast_data_loader import FastDataLoader, InfiniteDataLoader
@@ -131,10 +132,44 @@ class Run:
             len(self.dataset) - len(args.test_envs),
             facts | self.hparams,
         ).to(self.device)
+        self.stored = self.open_store() if self.uses_store() else None
         n_steps = self.dataset.N_STEPS if args.steps is None else args.steps
         self.n_steps = min(n_steps, algorithm_class.MAX_STEPS or n_steps)
         self.checkpoint_freq = args.checkpoint_freq or self.dataset.CHECKPOINT_FREQ
         self.output_dir = Path(args.output_dir)
+
+    def uses_store(self) -> bool:
+        """Whether this run reads features that were computed once.
+
+        It does where the tower is frozen and sees the images untransformed by chance.
+        """
+        return (
+            self.algorithm.TAKES_FEATURES
+            and self.hparams["clip_transform"]
+            and not self.args.no_feature_store
+        )
+
+    def open_store(self) -> list[StoredFeatures]:
+        """Every environment's layer features."""
+        default = Path(self.args.data_dir) / "features"
+        return [
+            open_features(
+                environment,
+                self.algorithm.backbone,
+                Path(self.args.feature_dir or default),
+                self.hparams["feature_dtype"],
+                workers(self.dataset, 1),
+            )
+            for environment in self.dataset
+        ]
+
+    def items(self, split: Split, to_train: bool) -> Dataset:
+        """A split's (x, y) pairs; only training sees them augmented."""
+        if self.stored:
+            return self.stored[split.env].subset(split.keys)
+        if to_train:
+            return Subset(self.dataset[split.env], split.keys)
+        return Subset(self.dataset.unaugmented(split.env), split.keys)
 
     def loaders(self, part: str) -> list[InfiniteDataLoader]:
         """Endless batches of every split of that part that training may see."""
@@ -146,7 +181,7 @@ class Run:
         ]
         return [
             InfiniteDataLoader(
-                Subset(self.dataset[split.env], split.keys),
+                self.items(split, to_train=True),
                 split.weights,
                 self.hparams["batch_size"],
                 workers(self.dataset, len(splits)),
@@ -189,7 +224,7 @@ class Run:
         accuracies = {}
         for split in self.splits:
             loader = FastDataLoader(
-                Subset(self.dataset.unaugmented(split.env), split.keys),
+                self.items(split, to_train=False),
                 EVAL_BATCH,
                 workers(self.dataset, 1),
             )

@@ -2,7 +2,8 @@
 
 Batch number t of a seed is a function of (seed, t) alone. So a run continues at any
 step without a saved state, and stored features, any number of worker processes and any
-launcher see the same examples in the same order, augmented the same way.
+launcher see the same examples in the same order, augmented the same way. A dataset
+that can `gather(indices)` is read a batch at a time, here, without worker processes.
 """
 
 import itertools
@@ -35,12 +36,14 @@ class _Draws(Sampler):
         self.n, self.weights, self.batch_size = n, weights, batch_size
         self.seed, self.first = seed, first
 
+    def indices(self, t: int) -> torch.Tensor:
+        return draw_indices(self.n, self.weights, self.batch_size, self.seed, t)
+
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for t in itertools.count(self.first):
-            batch = draw_indices(self.n, self.weights, self.batch_size, self.seed, t)
             yield [
                 (index, seed_hash(self.seed, "item", t, position))
-                for position, index in enumerate(batch.tolist())
+                for position, index in enumerate(self.indices(t).tolist())
             ]
 
 
@@ -75,20 +78,35 @@ class InfiniteDataLoader:
     ):
         if seed is None:
             seed = int(torch.randint(2**31, ()))
-        draws = _Draws(len(dataset), weights, batch_size, seed, first)
+        self.dataset = dataset
+        self.draws = _Draws(len(dataset), weights, batch_size, seed, first)
         self.loader = DataLoader(
             _SeededItems(dataset),
-            batch_sampler=draws,
+            batch_sampler=self.draws,
             num_workers=num_workers,
             generator=torch.Generator(),  # else it would draw from the global one
         )
 
     def __iter__(self) -> Iterator[list[torch.Tensor]]:
-        return iter(self.loader)
+        if not hasattr(self.dataset, "gather"):
+            return iter(self.loader)
+        draws = map(self.draws.indices, itertools.count(self.draws.first))
+        return map(self.dataset.gather, draws)
 
 
-class FastDataLoader(DataLoader):
+class FastDataLoader:
     """Every item once, in order."""
 
     def __init__(self, dataset: Dataset, batch_size: int, num_workers: int):
-        super().__init__(dataset, batch_size, num_workers=num_workers)
+        self.dataset, self.batch_size = dataset, batch_size
+        self.loader = DataLoader(dataset, batch_size, num_workers=num_workers)
+
+    def __iter__(self) -> Iterator[list[torch.Tensor]]:
+        if not hasattr(self.dataset, "gather"):
+            return iter(self.loader)
+        n, size = len(self.dataset), self.batch_size
+        starts = range(0, n, size)
+        return (self.dataset.gather(range(i, min(i + size, n))) for i in starts)
+
+    def __len__(self) -> int:
+        return len(self.loader)

@@ -36,6 +36,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--output_dir", default="train_output")
     add("--holdout_fraction", type=float, default=0.2)
     add("--uda_holdout_fraction", type=float, default=0)
+    add("--feature_dir", help="stored layer features; default: DATA_DIR/features")
+    add("--no_feature_store", action="store_true", help="compute features every time")
     add("--skip_model_save", action="store_true")
     add("--save_model_every_checkpoint", action="store_true")
     return parser.parse_args(argv)
