@@ -73,7 +73,6 @@ class Corpus:
     choices: torch.Tensor  # (N, CHOICES) indices into captions
     weight: torch.Tensor  # (N,) how often to draw each
     held_out: torch.Tensor  # (N,) bool
-    label: torch.Tensor  # (N,) index into CLASSES, -1 where none is known
     picture: torch.Tensor  # (N,) bool, not a glyph: the image teacher has a say
 
 
@@ -81,10 +80,7 @@ def load_corpus(cache: Path) -> Corpus:
     packages = {f"@iconify-json/{name}": version for name, (version, _) in SETS.items()}
     modules = install(packages | {"openmoji": OPENMOJI}, cache)
     emoji = {closed(e["annotation"]): e for e in read_emoji(modules / "openmoji")}
-    classes = {
-        group: i for i, groups in enumerate(CLASSES.values()) for group in groups
-    }
-    images, words, weight, held_out, label, picture = [], [], [], [], [], []
+    images, words, weight, held_out, picture = [], [], [], [], []
     for name, (version, times) in SETS.items():
         package = modules / "@iconify-json" / name
         images.append(load_renders(package, cache / f"{name}-{version}-{SIZE}.npy"))
@@ -96,9 +92,8 @@ def load_corpus(cache: Path) -> Corpus:
             words.append(choose_captions(plain_name(icon, name), row))
             concept = slug(row["annotation"]) if row else plain_name(icon, name)
             held_out.append(zlib.crc32(concept.encode()) % HOLD_OUT == 0)
-            label.append(classes.get(row["subgroups"], -1) if row else -1)
-            plain = name in EMOJI_SETS and not (row and row["group"] in THINGS)
-            weight.append(1 if plain else times)
+            thing = name in ICON_SETS or (row and row["group"] in THINGS)
+            weight.append(times if thing else 1)
             picture.append(name not in GLYPH_SETS)
     captions = sorted({word for row in words for word in row})
     index = {caption: i for i, caption in enumerate(captions)}
@@ -108,7 +103,6 @@ def load_corpus(cache: Path) -> Corpus:
         choices=torch.tensor([[index[word] for word in row] for row in words]),
         weight=torch.tensor(weight, dtype=torch.float),
         held_out=torch.tensor(held_out),
-        label=torch.tensor(label),
         picture=torch.tensor(picture),
     )
 
