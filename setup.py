@@ -3,6 +3,8 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 version = Path("domainbed/__init__.py").read_text().split('__version__ = "')[1]
+# bitsandbytes trains 4-bit layers on a CPU from 0.48 on; peft brings accelerate.
+QLORA = ["transformers>=5", "peft>=0.17", "bitsandbytes>=0.48"]
 
 setup(
     name="domainbed-lfa",
@@ -28,6 +30,7 @@ setup(
     ],
     extras_require={
         "timm": ["timm>=1.0"],
-        "test": ["pytest>=8", "hypothesis", "ruff"],
+        "qlora": QLORA,
+        "test": ["pytest>=8", "hypothesis", "ruff", *QLORA],
     },
 )
