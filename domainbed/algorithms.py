@@ -104,7 +104,10 @@ class ERM(Algorithm):
     @classmethod
     def hparam_rows(cls, dataset: str) -> HparamRows:
         # The Debug datasets exist for tests without network.
-        return {"pretrained": (not dataset.startswith("Debug"), None)}
+        return {
+            "pretrained": (not dataset.startswith("Debug"), None),
+            "backbone": ("", None),  # a timm model's name; without one, a ResNet
+        }
 
     def update(self, minibatches, unlabeled=None):
         x = torch.cat([x for x, _ in minibatches])
@@ -117,3 +120,36 @@ class ERM(Algorithm):
 
     def predict(self, x):
         return self.network(x)
+
+
+class TimmERM(ERM):
+    """ERM on the timm model NAME; on the Debug datasets, on a tiny one of its kind."""
+
+    NAME: str
+
+    @classmethod
+    def hparam_rows(cls, dataset):
+        name = "test_vit" if dataset.startswith("Debug") else cls.NAME
+        return super().hparam_rows(dataset) | {"backbone": (name, None)}
+
+
+@register
+class DeiT(TimmERM):
+    """ERM on DeiT-B, distilled: Touvron et al., 2021, https://arxiv.org/abs/2012.12877
+
+    timm averages the class and the distillation token, as the papers that compare on
+    DomainBed do.
+    """
+
+    NAME = "deit_base_distilled_patch16_224"
+
+
+@register
+class HViT(TimmERM):
+    """ERM on ViT-B with a ResNet-50 stem: Dosovitskiy et al., 2020,
+    https://arxiv.org/abs/2010.11929
+
+    Older timm kept a layer between the tokens and the head, which today's drops.
+    """
+
+    NAME = "vit_base_r50_s16_224.orig_in21k"

@@ -58,24 +58,20 @@ class CLIPAlgorithm(Algorithm):
 
     def __init__(self, input_shape, num_classes, num_domains, hparams):
         super().__init__(input_shape, num_classes, num_domains, hparams)
+        self.num_classes = num_classes
         self.backbone = self.load_backbone()
         names = hparams.get("class_names")
         if names is None:
             names = [f"class {i}" for i in range(num_classes)]
             warnings.warn(f"no class names; prompts say {names[0]!r} ...", stacklevel=2)
-        self.prompts = prompts_of(hparams["prompt"], names)
+        self.prompts = self.write_prompts(names)
         with torch.no_grad():
             t = self.backbone.encode_text_layers(self.prompts)
         # Made from frozen weights: moved with the module, but not saved again.
         self.register_buffer("text_features", t, persistent=False)
         self.build()
         trainable = [p for p in self.parameters() if p.requires_grad]
-        self.optimizer = trainable and torch.optim.SGD(
-            trainable,
-            lr=hparams["lr"],
-            momentum=hparams["momentum"],
-            weight_decay=hparams["weight_decay"],
-        )
+        self.optimizer = self.make_optimizer(trainable) if trainable else None
 
     @classmethod
     def hparam_rows(cls, dataset):
@@ -94,8 +90,27 @@ class CLIPAlgorithm(Algorithm):
         """The towers that make the features."""
         return load_clip(self.hparams["clip_backbone"])
 
+    def write_prompts(self, class_names: list[str]) -> list[str]:
+        """A prompt for each class."""
+        template = self.hparams["prompt"]
+        if not isinstance(template, str):
+            raise InputError(
+                f"{type(self).__name__} takes one prompt, not {template}; ZeroShotCLIP "
+                "takes a list."
+            )
+        return prompts_of(template, class_names)
+
     def build(self) -> None:
         """Make the parameters that train; there are none unless a method says so."""
+
+    def make_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        """What steps the parameters that train."""
+        return torch.optim.SGD(
+            parameters,
+            lr=self.hparams["lr"],
+            momentum=self.hparams["momentum"],
+            weight_decay=self.hparams["weight_decay"],
+        )
 
     def logits(self, z: torch.Tensor) -> torch.Tensor:
         """Class scores (B, C) of layer features z (B, L, D)."""
@@ -129,15 +144,37 @@ class CLIPAlgorithm(Algorithm):
 
 @register
 class ZeroShotCLIP(CLIPAlgorithm):
-    """CLIP as it is: cosines of the last layers' projections. Nothing trains."""
+    """CLIP as it is: cosines of the last layers' projections. Nothing trains.
+
+    `prompt` may be a list of templates: a class is then the mean of its unit text
+    embeddings, the paper's ensemble (https://arxiv.org/abs/2103.00020, section 3.1.4).
+    """
 
     ALIASES = ("ZSCLIP",)
     MAX_STEPS = 1
 
+    def write_prompts(self, class_names):
+        """A prompt for each template and class; number s C + c is template s's of c."""
+        templates = self.hparams["prompt"]
+        templates = [templates] if isinstance(templates, str) else templates
+        return [prompt for s in templates for prompt in prompts_of(s, class_names)]
+
     def logits(self, z):
         image = unit(z[:, -1] @ self.backbone.image_projection)  # (B, E)
-        text = unit(self.text_features[:, -1] @ self.backbone.text_projection)  # (C, E)
+        text = unit(self.text_features[:, -1] @ self.backbone.text_projection)
+        text = unit(text.unflatten(0, (-1, self.num_classes)).mean(0))  # (C, E)
         return self.backbone.scale * image @ text.T
+
+
+@register
+class ZeroShotCLIPName(ZeroShotCLIP):
+    """Zero-shot CLIP asked with the bare class name: the papers' ZS-CLIP(C)."""
+
+    ALIASES = ("ZSCLIP_C",)
+
+    @classmethod
+    def hparam_rows(cls, dataset):
+        return super().hparam_rows(dataset) | {"prompt": ("{name}", None)}
 
 
 @register

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import urllib.error
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -76,14 +77,7 @@ class CLIPBackbone(nn.Module):
     def encode_image_layers(self, x: torch.Tensor) -> torch.Tensor:
         """z (B, L, D): the class token after every block, through ln_post."""
         visual = self.model.visual
-        patches = visual.conv1(x).flatten(2).transpose(1, 2)
-        start = visual.class_embedding.expand(len(x), 1, -1)
-        tokens = torch.cat([start, patches], 1) + visual.positional_embedding
-        tokens = visual.ln_pre(tokens).transpose(0, 1)  # CLIP's blocks take (T, B, D)
-        layers = []
-        for block in visual.transformer.resblocks:
-            tokens = block(tokens)
-            layers.append(tokens[0])
+        layers = [tokens[0] for tokens in image_blocks(visual, visual.conv1(x))]
         return visual.ln_post(torch.stack(layers, 1))
 
     def encode_text_layers(self, prompts: list[str]) -> torch.Tensor:
@@ -172,6 +166,21 @@ def forgive_missing_weights(module: nn.Module, incompatible: Any) -> None:
     frozen = {name for name in names if not module.is_saved(name)}
     missing = incompatible.missing_keys
     missing[:] = [key for key in missing if key[key.find("model.") :] not in frozen]
+
+
+def image_blocks(
+    visual: VisionTransformer, patches: torch.Tensor
+) -> Iterator[torch.Tensor]:
+    """The tokens (T, B, D) after each block, the class token first.
+
+    `patches` is what the tower's first convolution makes of images, (B, D, h, w).
+    """
+    start = visual.class_embedding.expand(len(patches), 1, -1)
+    tokens = torch.cat([start, patches.flatten(2).transpose(1, 2)], 1)
+    tokens = visual.ln_pre(tokens + visual.positional_embedding).transpose(0, 1)
+    for block in visual.transformer.resblocks:
+        tokens = block(tokens)
+        yield tokens
 
 
 @functools.lru_cache(maxsize=1)

@@ -13,7 +13,7 @@ from domainbed.lib import misc
 from domainbed.lib.errors import InputError, did_you_mean
 
 SMALL_IMAGES = ("Debug28", "RotatedMNIST", "ColoredMNIST")
-OR_PATH = ("pretrained",)  # switches that also take the path of a file
+ALSO = {"pretrained": str, "prompt": list}  # a path, several templates
 
 
 def common_rows(dataset: str) -> HparamRows:
@@ -85,9 +85,7 @@ def check_hparams(algorithm: str, dataset: str, hparams: dict[str, Any]) -> None
                 + f" It has: {', '.join(sorted(known))}."
             )
         default = known[name]
-        if not same_kind(value, default) and not (
-            name in OR_PATH and type(value) is str
-        ):
+        if not same_kind(value, default) and type(value) is not ALSO.get(name):
             raise InputError(
                 f"hyperparameter {name!r} of {algorithm} is {value!r}; it must be "
                 f"of the kind of its default, {default!r}."

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
-from domainbed.lib.errors import InputError
+from domainbed.lib.errors import InputError, did_you_mean
+from domainbed.lib.optional import require
 
 NOT_HERE = ("dinov2", "vit", "vit_attn_tune", "lars")  # upstream's own experiments
 
@@ -15,12 +16,14 @@ NOT_HERE = ("dinov2", "vit", "vit_attn_tune", "lars")  # upstream's own experime
 def Featurizer(input_shape: tuple[int, ...], hparams: dict[str, Any]) -> nn.Module:
     """A network from inputs of that shape to features (B, n_outputs).
 
-    Flat vectors get an MLP, 28 x 28 images a small convolutional network, all others a
-    ResNet-18 or -50.
+    The hparam `backbone` names a timm model. Without it flat vectors get an MLP,
+    28 x 28 images a small convolutional network, all others a ResNet-18 or -50.
     """
     for name in NOT_HERE:
         if hparams.get(name):
             raise InputError(f"hyperparameter {name!r} can only be False here.")
+    if hparams.get("backbone"):
+        return TimmModel(input_shape, hparams)
     if len(input_shape) == 1:
         return MLP(input_shape[0], hparams.get("mlp_width", 256), hparams)
     if input_shape[1:] == (28, 28):
@@ -84,6 +87,44 @@ class MNIST_CNN(nn.Module):
         return self.blocks(x).mean((2, 3))
 
 
+class TimmModel(nn.Module):
+    """A timm model's pooled features; images are resized to the size it was made for.
+
+    `pretrained` downloads its weights, or names a file that timm can read.
+    """
+
+    def __init__(self, input_shape: tuple[int, ...], hparams: dict[str, Any]):
+        super().__init__()
+        timm = require("timm", "timm")
+        name, pretrained = hparams["backbone"], hparams["pretrained"]
+        if not timm.is_model(name):
+            raise InputError(
+                f"timm has no model {name!r}."
+                + did_you_mean(name, timm.list_models(pretrained=True))
+            )
+        path = pretrained if isinstance(pretrained, str) else ""
+        try:
+            self.network = timm.create_model(
+                name,
+                pretrained=pretrained is True,
+                checkpoint_path=path,
+                num_classes=0,
+                in_chans=input_shape[0],
+            )
+        except (OSError, RuntimeError) as error:
+            raise InputError(
+                f"cannot get weights for timm's {name} ({first_line(error)}); set "
+                "hyperparameter pretrained to false or to the path of a checkpoint."
+            ) from error
+        self.n_outputs = self.network.num_features
+        self.size = self.network.pretrained_cfg["input_size"][1:]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[2:] != self.size:
+            x = F.interpolate(x, self.size, mode="bicubic", antialias=True)
+        return self.network(x)
+
+
 class ResNet(nn.Module):
     """A ResNet-18 or -50 without its last layer; batch norm frozen if `freeze_bn`."""
 
@@ -119,6 +160,10 @@ class ResNet(nn.Module):
         return self
 
 
+def first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
+
+
 def other_channels(conv: nn.Conv2d, channels: int) -> nn.Conv2d:
     """A first convolution for `channels` inputs with the RGB weights, repeated."""
     new = nn.Conv2d(channels, conv.out_channels, 7, stride=2, padding=3, bias=False)
@@ -139,20 +184,14 @@ def pretrained_weights(pretrained: bool | str, hparams: dict[str, Any]) -> dict:
         if hparams["resnet18"]:
             weights = torchvision.models.ResNet18_Weights.IMAGENET1K_V1
         elif hparams["resnet50_augmix"]:
-            import timm
-
             name = "resnet50.ram_in1k"  # its layers are named as torchvision's
+            timm = require("timm", "timm")
             return timm.create_model(name, pretrained=True).state_dict()
         else:
             weights = torchvision.models.ResNet50_Weights.IMAGENET1K_V1
         return weights.get_state_dict(progress=False)
-    except ImportError as error:
-        raise InputError(
-            "hyperparameter resnet50_augmix wants timm: pip install timm, or set it to "
-            "false for torchvision's weights."
-        ) from error
     except (OSError, RuntimeError) as error:
         raise InputError(
-            f"cannot get pretrained ResNet weights ({str(error).splitlines()[0]}); set "
+            f"cannot get pretrained ResNet weights ({first_line(error)}); set "
             "hyperparameter pretrained to false or to the path of a state dict."
         ) from error

@@ -95,6 +95,26 @@ def test_chunks_change_no_gradient():
         torch.testing.assert_close(whole, chunked, rtol=1e-4, atol=1e-6)
 
 
+def test_chunks_hold_no_activations_until_the_backward_pass():
+    def held(text_chunk):
+        dpl = make(num_domain_tokens=4, text_chunk=text_chunk)
+        sizes = {}
+
+        def pack(tensor):
+            storage = tensor.untyped_storage()
+            sizes[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        own = {p.untyped_storage().data_ptr() for p in dpl.parameters()}
+        minibatches = batches()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = dpl.loss(minibatches)
+        loss.backward()
+        return sum(size for pointer, size in sizes.items() if pointer not in own)
+
+    assert held(text_chunk=2) < held(text_chunk=256) / 10
+
+
 def test_only_the_network_trains_and_is_saved():
     dpl = make()
     frozen = {n: p.clone() for n, p in dpl.backbone.named_parameters()}

@@ -1,18 +1,19 @@
 import json
-from pathlib import Path
 
 import pytest
+from conftest import CONTRACT
+from golden import remake
 
 from domainbed import algorithms, datasets, hparams_registry
 from domainbed.lib import misc
 from domainbed.lib.errors import InputError
 
-CONTRACT = Path(__file__).parent / "golden" / "contract" / "golden.json"
+UPSTREAM = json.loads((CONTRACT / "golden.json").read_text())
 
 
 @pytest.mark.parametrize(
     "algorithm, dataset, hparams_seed, expected, trial_seed",
-    json.loads(CONTRACT.read_text())["hparams"],
+    UPSTREAM["hparams"],
 )
 def test_upstreams_values(algorithm, dataset, hparams_seed, expected, trial_seed):
     if hparams_seed == 0:
@@ -24,8 +25,13 @@ def test_upstreams_values(algorithm, dataset, hparams_seed, expected, trial_seed
 
 
 def test_upstreams_seeds():
-    for args, expected in json.loads(CONTRACT.read_text())["seed_hash"]:
+    for args, expected in UPSTREAM["seed_hash"]:
         assert misc.seed_hash(*args) == expected
+
+
+def test_hparams_are_the_golden_ones():
+    """Remade by: python tests/golden/remake.py"""
+    assert remake.PATH.read_text() == remake.as_lines(remake.hparams())
 
 
 @pytest.mark.parametrize("algorithm", algorithms.ALGORITHMS)

@@ -10,6 +10,7 @@ from torchvision.transforms import Compose, Normalize
 from domainbed import backbones, hparams_registry
 from domainbed.algorithms import get_algorithm_class
 from domainbed.algorithms_lfa import Projection, attend, attention, prompts_of, unit
+from domainbed.lib.errors import InputError
 
 NAMES = ["dog", "sea_animal", "house"]
 
@@ -61,6 +62,28 @@ def pool(q, layers, k, v):
     scores = torch.stack([q @ (layer @ k) for layer in layers]) / len(q) ** 0.5
     values = [layer @ v for layer in layers]
     return unit(sum(a * v for a, v in zip(scores.softmax(0), values, strict=True)))
+
+
+@torch.no_grad()
+def test_several_prompts_are_averaged_as_unit_embeddings():
+    templates = ["a photo of a {name}", "{name}", "art of the {name}."]
+    algorithm = make("ZeroShotCLIP", prompt=templates)
+    x = torch.randn(2, 3, 48, 48)
+    model = algorithm.backbone.model
+    texts = []
+    for template in templates:
+        tokens = backbones.clip.tokenize(prompts_of(template, NAMES))
+        texts.append(unit(model.encode_text(tokens)))
+    image = unit(model.encode_image(x))
+    expected = algorithm.backbone.scale * image @ unit(sum(texts) / 3).T
+    torch.testing.assert_close(algorithm.predict(x), expected)
+    one = make("ZeroShotCLIP", prompt=["{name}"]).predict(x)
+    assert torch.equal(one, make("ZeroShotCLIPName").predict(x))
+
+
+def test_several_prompts_are_zero_shots_only():
+    with pytest.raises(InputError, match=r"LFA takes one prompt, not .*ZeroShotCLIP"):
+        make("LFA", prompt=["a {name}", "{name}"])
 
 
 @torch.no_grad()

@@ -1,6 +1,9 @@
+import json
+
 import numpy as np
 import pytest
 import torch
+from conftest import CONTRACT
 from torch.utils.data import Subset, TensorDataset
 
 from domainbed.lib import misc
@@ -12,6 +15,15 @@ class Fixed(torch.nn.Module):
     def predict(self, x):
         assert not self.training
         return x
+
+
+@pytest.mark.parametrize(
+    "size, n, seed, keys",
+    json.loads((CONTRACT / "golden.json").read_text())["split_dataset"],
+)
+def test_splits_are_upstreams(size, n, seed, keys):
+    first, _ = misc.split_dataset(TensorDataset(torch.arange(size)), n, seed)
+    assert first.indices == keys
 
 
 def test_split_dataset_is_a_partition_with_n_first():

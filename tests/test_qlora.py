@@ -189,6 +189,11 @@ def test_an_unknown_quantisation_is_refused():
         make(quant="int4")
 
 
+def test_what_peft_refuses_is_wrong_input():
+    with pytest.raises(InputError, match="'q_prj'"):
+        make(quant="none", lora_targets=["q_prj"])
+
+
 def test_parameter_count_of_vit_b16(monkeypatch):
     transform = Compose([Normalize([0] * 3, [1] * 3)])
     monkeypatch.setattr("domainbed.qlora_backbone.fingerprint_of", lambda state: "")

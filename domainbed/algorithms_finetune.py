@@ -1,0 +1,170 @@
+"""Methods that train a classifier on CLIP's image tower, or the tower itself.
+
+MIRO: Cha et al., 2022, "Domain Generalization by Mutual-Information Regularization with
+Pre-trained Models", https://arxiv.org/abs/2203.10789
+
+Letters: B images, C classes, L layers, T tokens, D image width, E joint embedding.
+"""
+
+import copy
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from domainbed.algorithms import register
+from domainbed.algorithms_lfa import CLIPAlgorithm, unit
+from domainbed.backbones import image_blocks
+from domainbed.lib.errors import InputError
+
+
+class ClassifierCLIP(CLIPAlgorithm):
+    """A classifier on image embeddings, trained with Adam as DomainBed's ERM is."""
+
+    @classmethod
+    def hparam_rows(cls, dataset):
+        rows = super().hparam_rows(dataset)
+        del rows["momentum"]  # SGD's
+        return rows | {"weight_decay": (0.0, lambda r: 10 ** r.uniform(-6, -2))}
+
+    def build(self):
+        width = self.backbone.image_projection.shape[1]
+        self.classifier = nn.Linear(width, self.num_classes)
+
+    def make_optimizer(self, parameters):
+        decay = self.hparams["weight_decay"]
+        return torch.optim.Adam(parameters, self.hparams["lr"], weight_decay=decay)
+
+
+@register
+class LinearERM(ClassifierCLIP):
+    """A linear classifier on the frozen tower's embedding: E C + C parameters."""
+
+    def logits(self, z):
+        return self.classifier(z[:, -1] @ self.backbone.image_projection)
+
+
+class TrainedTower(ClassifierCLIP):
+    """A classifier on a copy of CLIP's image tower that trains with it.
+
+    Images come as DomainBed gives them, augmented; `clip_transform` true gives CLIP's
+    own transform, without augmentation. What a frozen tower has stored is of no use.
+    """
+
+    TAKES_FEATURES = False
+
+    @classmethod
+    def hparam_rows(cls, dataset):
+        rows = super().hparam_rows(dataset)
+        del rows["feature_dtype"]
+        return rows | {
+            "clip_transform": (False, None),
+            "lr": (5e-6, lambda r: 10 ** r.uniform(-6, -4.5)),
+        }
+
+    def build(self):
+        super().build()
+        self.tower = copy.deepcopy(self.backbone.model.visual).requires_grad_()
+
+    def images(self, x: torch.Tensor) -> torch.Tensor:
+        """Images as CLIP takes them; InputError if x is layer features."""
+        if x.ndim == 3:
+            raise InputError(
+                f"{type(self).__name__} trains its image tower and needs images; layer "
+                "features of a frozen tower would not change with it."
+            )
+        return x if self.hparams["clip_transform"] else self.backbone.from_imagenet(x)
+
+    def features(self, x):
+        """Embeddings (B, E), with gradients into the tower."""
+        return self.tower(self.images(x))
+
+    def logits(self, e):
+        return self.classifier(e)
+
+
+@register
+class FineTuneCLIP(TrainedTower):
+    """ERM on the whole image tower; starts at zero-shot CLIP's answers.
+
+    The classifier's weights start at the scaled text embeddings and read unit image
+    embeddings.
+    """
+
+    def build(self):
+        super().build()
+        text = unit(self.text_features[:, -1] @ self.backbone.text_projection)  # (C, E)
+        with torch.no_grad():
+            self.classifier.weight.copy_(self.backbone.scale * text)
+            self.classifier.bias.zero_()
+
+    def logits(self, e):
+        return super().logits(unit(e))
+
+
+@register
+class MIRO(TrainedTower):
+    """Fine-tuning held near the pre-trained tower: MIRO with identity mean encoders.
+
+    At the patches and after every quarter of the blocks, features f of the trained
+    tower may leave those of the frozen one, f0, at a price of
+    mean((f - f0)^2 / var + log var) / 2; var has a parameter per channel. The prices'
+    sum, times `miro_ld`, is added to the cross-entropy.
+    """
+
+    @classmethod
+    def hparam_rows(cls, dataset):
+        return super().hparam_rows(dataset) | {
+            "lr": (3e-5, lambda r: 10 ** r.uniform(-5.5, -4.5)),
+            "miro_ld": (1.0, lambda r: r.choice([0.01, 0.1, 1.0])),
+        }
+
+    def build(self):
+        super().build()
+        width, start = self.tower.conv1.out_channels, 0.1
+        raw = math.log(math.expm1(start - 1e-5))  # softplus(raw) + 1e-5 = start
+        self.variances = nn.ParameterList(
+            nn.Parameter(torch.full((width,), raw)) for _ in range(5)
+        )
+
+    def make_optimizer(self, parameters):
+        optimizer = super().make_optimizer(
+            [*self.tower.parameters(), *self.classifier.parameters()]
+        )
+        faster = {
+            "params": [*self.variances.parameters()],
+            "lr": 10 * self.hparams["lr"],
+        }
+        optimizer.add_param_group(faster)
+        return optimizer
+
+    def taps(self, visual: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
+        """Features (..., D): the patches, and the tokens after each quarter of blocks.
+
+        The last are those that make the embedding.
+        """
+        patches = visual.conv1(x)
+        blocks = [*image_blocks(visual, patches)]
+        quarters = [blocks[len(blocks) * i // 4 - 1] for i in (1, 2, 3, 4)]
+        return [patches.movedim(1, -1), *quarters]
+
+    def regularizer(
+        self, taps: list[torch.Tensor], frozen: list[torch.Tensor]
+    ) -> torch.Tensor:
+        """The price of leaving f0, summed over taps."""
+        total = torch.zeros((), device=taps[0].device)
+        for f, f0, raw in zip(taps, frozen, self.variances, strict=True):
+            var = F.softplus(raw) + 1e-5
+            total = total + ((f - f0) ** 2 / var + var.log()).mean() / 2
+        return total
+
+    def loss(self, minibatches):
+        x = self.images(torch.cat([x for x, _ in minibatches]))
+        y = torch.cat([y for _, y in minibatches])
+        taps = self.taps(self.tower, x)
+        with torch.no_grad():
+            frozen = self.taps(self.backbone.model.visual, x)
+        e = self.tower.ln_post(taps[-1][0]) @ self.tower.proj
+        price = self.regularizer(taps, frozen)
+        return F.cross_entropy(self.logits(e), y) + self.hparams["miro_ld"] * price

@@ -1,0 +1,60 @@
+"""What ships with the package loads, and is what its card says."""
+
+import re
+
+import clip
+import pytest
+import torch
+
+from domainbed import datasets
+from domainbed.algorithms import get_algorithm_class
+from domainbed.backbones import EMOJI_CLIP
+from domainbed.hparams_registry import default_hparams
+from domainbed.lib import misc
+from domainbed.lib.fast_data_loader import FastDataLoader
+
+CARD = (EMOJI_CLIP.parent / "README.md").read_text()
+
+
+def test_the_emoji_clip_is_a_small_half_precision_checkpoint_of_openais_layout():
+    state = torch.load(EMOJI_CLIP, weights_only=True)
+    assert EMOJI_CLIP.stat().st_size < 20e6
+    shapes = {name: tuple(weight.shape) for name, weight in state.items()}
+    assert shapes["visual.proj"] == shapes["text_projection"] == (128, 128)
+    assert shapes["visual.positional_embedding"] == (6 * 6 + 1, 128)
+    assert shapes["positional_embedding"] == (77, 128)
+    assert shapes["token_embedding.weight"] == (49408, 128)
+    layers = {re.sub(r"(resblocks\.\d+).*", r"\1", name) for name in shapes}
+    assert sum("visual.transformer" in name for name in layers) == 8
+    assert sum(name.startswith("transformer") for name in layers) == 4
+    floats = [w.dtype for name, w in state.items() if w.is_floating_point()]
+    assert set(floats) == {torch.float16}
+    model, preprocess = clip.load(str(EMOJI_CLIP), device="cpu")
+    assert model.visual.input_resolution == 48
+    assert preprocess.transforms[0].size == 48
+
+
+def test_nothing_else_large_ships():
+    sizes = {path.name: path.stat().st_size for path in EMOJI_CLIP.parent.iterdir()}
+    assert {name for name, size in sizes.items() if size > 1e5} == {
+        "emoji_clip.pt",
+        "emoji_dg.zip",
+    }
+
+
+def test_zero_shot_accuracy_is_the_cards(tmp_path):
+    hparams = default_hparams("ZeroShotCLIP", "EmojiDG")
+    dataset = datasets.EmojiDG(str(tmp_path), [0], hparams)
+    facts = {"class_names": dataset.class_names}
+    algorithm = get_algorithm_class("ZeroShotCLIP")((3, 48, 48), 17, 3, hparams | facts)
+    baseline = {"fluent": 34.2, "noto": 44.0, "openmoji": 20.0, "twemoji": 40.3}
+    measured = {}
+    for name, environment in zip(dataset.ENVIRONMENTS, dataset, strict=True):
+        loader = FastDataLoader(environment, 64, 0)
+        accuracy = 100 * misc.accuracy(algorithm, loader, None, "cpu")
+        stated = re.search(
+            rf"zero-shot.*\|\s*{name}\s*\|\s*([\d.]+)", CARD, re.S | re.I
+        )
+        assert float(stated[1]) == pytest.approx(accuracy, abs=0.25), name
+        measured[name] = accuracy
+    assert sum(measured.values()) >= sum(baseline.values())

@@ -1,0 +1,135 @@
+"""FineTuneCLIP, LinearERM, MIRO: where they start, what they train, what it costs."""
+
+import copy
+import math
+
+import pytest
+import torch
+from clip.model import CLIP
+from torchvision.transforms import Compose, Normalize
+
+from domainbed import backbones, hparams_registry
+from domainbed.algorithms import get_algorithm_class
+from domainbed.lib.errors import InputError
+
+NAMES = ["dog", "sea_animal", "house"]
+
+
+def make(name, **hparams):
+    torch.manual_seed(0)
+    defaults = hparams_registry.default_hparams(name, "EmojiDG")
+    facts = {"class_names": NAMES, "clip_transform": True}
+    cls = get_algorithm_class(name)
+    return cls((3, 48, 48), len(NAMES), 3, defaults | facts | hparams)
+
+
+def batches():
+    torch.manual_seed(1)
+    return [(torch.randn(2, 3, 48, 48), torch.tensor([0, 2])) for _ in range(3)]
+
+
+@torch.no_grad()
+def test_fine_tuning_starts_at_zero_shot():
+    x = torch.randn(4, 3, 48, 48)
+    expected = make("ZeroShotCLIP").predict(x)
+    torch.testing.assert_close(make("FineTuneCLIP").predict(x), expected)
+
+
+def test_linear_erm_reads_the_embedding_or_stored_features():
+    erm = make("LinearERM")
+    x = torch.randn(4, 3, 48, 48)
+    with torch.no_grad():
+        expected = erm.classifier(erm.backbone.model.encode_image(x))
+        torch.testing.assert_close(erm.predict(x), expected)
+        assert torch.equal(erm.predict(erm.features(x)), erm.predict(x))
+
+
+@pytest.mark.parametrize("name", ["FineTuneCLIP", "MIRO"])
+def test_a_trained_tower_refuses_layer_features(name):
+    algorithm = make(name)
+    assert not algorithm.TAKES_FEATURES
+    with pytest.raises(InputError, match=f"{name} trains its image tower and needs"):
+        algorithm.predict(torch.randn(2, 8, 128))
+
+
+def test_miros_price_at_the_start_is_its_closed_form():
+    miro = make("MIRO")
+    (x, _), *_ = batches()
+    taps = miro.taps(miro.tower, x)
+    frozen = miro.taps(miro.backbone.model.visual, x)
+    price = miro.regularizer(taps, frozen)
+    assert price.item() == pytest.approx(5 * math.log(0.1) / 2, abs=1e-4)  # -5.7565
+    ce = torch.nn.functional.cross_entropy(miro.predict(x), torch.tensor([0, 2]))
+    total = miro.loss([(x, torch.tensor([0, 2]))])
+    torch.testing.assert_close(total, ce + price)
+
+
+def test_miros_price_written_out():
+    miro = make("MIRO")
+    torch.manual_seed(2)
+    f = [torch.randn(2, 3, 128) for _ in range(5)]
+    f0 = [torch.randn(2, 3, 128) for _ in range(5)]
+    for raw in miro.variances:
+        raw.data.normal_()
+    expected = 0.0
+    for a, b, raw in zip(f, f0, miro.variances, strict=True):
+        var = torch.log(1 + raw.exp()) + 1e-5
+        expected += (((a - b) ** 2 / var + var.log()) / 2).mean().item()
+    assert miro.regularizer(f, f0).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_miro_taps_the_patches_and_every_quarter():
+    miro = make("MIRO")
+    (x, _), *_ = batches()
+    patches, *quarters = miro.taps(miro.tower, x)
+    assert patches.shape == (2, 6, 6, 128)
+    assert [tap.shape for tap in quarters] == [(37, 2, 128)] * 4
+    visual = copy.deepcopy(miro.tower)
+    blocks = visual.transformer.resblocks
+    for depth, tap in zip((8, 6, 4, 2), reversed(quarters), strict=True):
+        del blocks[depth:]
+        torch.testing.assert_close(visual.ln_post(tap[0]) @ visual.proj, visual(x))
+
+
+def test_miro_moves_its_tower_and_never_the_frozen_one():
+    miro = make("MIRO", lr=1e-3)
+    frozen = copy.deepcopy(miro.backbone.model.visual.state_dict())
+    before = copy.deepcopy(miro.tower.state_dict())
+    for _ in range(2):
+        miro.update(batches())
+    for name, weight in miro.backbone.model.visual.named_parameters():
+        assert weight.grad is None
+        assert torch.equal(weight, frozen[name])
+    after = miro.tower.state_dict()
+    assert not any(torch.equal(after[name], before[name]) for name in before)
+    rates = [group["lr"] for group in miro.optimizer.param_groups]
+    assert rates == [1e-3, 1e-2]
+    assert all((raw != miro.variances[0][0]).any() for raw in miro.variances)
+
+
+@pytest.mark.parametrize(
+    "name, count",
+    [
+        ("LinearERM", 512 * 7 + 7),
+        ("FineTuneCLIP", 86_192_640 + 512 * 7 + 7),
+        ("MIRO", 86_200_071),
+    ],
+)
+def test_parameter_counts_of_vit_b16(name, count, monkeypatch):
+    with torch.device("meta"):
+        model = CLIP(512, 224, 12, 768, 16, 77, 49408, 512, 8, 12)
+    transform = Compose([Normalize([0] * 3, [1] * 3)])
+    monkeypatch.setattr(backbones, "read_clip", lambda name: (model, transform))
+    monkeypatch.setattr(
+        backbones.CLIPBackbone,
+        "encode_text_layers",
+        lambda self, prompts: torch.zeros(7, 12, 512, device="meta"),
+    )
+    hparams = hparams_registry.default_hparams(name, "PACS")
+    facts = {"class_names": list("abcdefg")}
+    with torch.device("meta"):
+        algorithm = get_algorithm_class(name)((3, 224, 224), 7, 3, hparams | facts)
+    trained = [p for p in algorithm.parameters() if p.requires_grad]
+    assert sum(p.numel() for p in trained) == count
+    held = [p for group in algorithm.optimizer.param_groups for p in group["params"]]
+    assert {id(p) for p in held} == {id(p) for p in trained}

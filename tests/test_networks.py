@@ -1,0 +1,123 @@
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+from domainbed import networks
+from domainbed.hparams_registry import default_hparams
+from domainbed.lib.errors import InputError
+
+ERM = default_hparams("ERM", "Debug224")
+
+
+@pytest.mark.parametrize(
+    "shape, hparams, width",
+    [
+        ((10,), {}, 256),
+        ((1, 28, 28), {}, 128),
+        ((3, 64, 64), {"resnet18": True}, 512),
+        ((5, 64, 64), {"resnet18": True}, 512),
+        ((3, 64, 64), {}, 2048),
+    ],
+)
+def test_featurizers_fit_their_inputs(shape, hparams, width):
+    network = networks.Featurizer(shape, ERM | hparams).eval()
+    with torch.no_grad():
+        features = network(torch.randn(2, *shape))
+    assert features.shape == (2, network.n_outputs) == (2, width)
+
+
+def test_frozen_batch_norm_stays_in_eval_mode():
+    x = torch.randn(2, 3, 64, 64)
+    for freeze in (True, False):
+        hparams = ERM | {"resnet18": True, "freeze_bn": freeze}
+        network = networks.Featurizer((3, 64, 64), hparams).train()
+        mean = network.network.bn1.running_mean.clone()
+        network(x)
+        assert torch.equal(network.network.bn1.running_mean, mean) == freeze
+
+
+def test_a_resnet_reads_weights_from_a_path(tmp_path):
+    hparams = ERM | {"resnet18": True}
+    first = networks.Featurizer((3, 64, 64), hparams).eval()
+    torch.save(first.network.state_dict(), tmp_path / "resnet.pt")
+    path = {"pretrained": str(tmp_path / "resnet.pt")}
+    second = networks.Featurizer((3, 64, 64), hparams | path).eval()
+    x = torch.randn(1, 3, 64, 64)
+    assert torch.equal(first(x), second(x))
+
+
+def test_other_channels_repeat_the_rgb_weights():
+    conv = torch.nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
+    weight = networks.other_channels(conv, 5).weight
+    assert torch.equal(weight, conv.weight[:, [0, 1, 2, 0, 1]])
+
+
+def test_a_nonlinear_classifier_halves_its_widths():
+    layers = networks.Classifier(64, 5, is_nonlinear=True)
+    sizes = [m.weight.shape for m in layers if hasattr(m, "weight")]
+    assert sizes == [(32, 64), (16, 32), (5, 16)]
+    assert networks.Classifier(64, 5).weight.shape == (5, 64)
+
+
+def test_mlp_is_linear_layers_with_relu_after_dropout():
+    hparams = {"mlp_width": 6, "mlp_depth": 4, "mlp_dropout": 0.5}
+    mlp = networks.MLP(3, 2, hparams).eval()
+    x = torch.randn(4, 3)
+    expected = x
+    for layer in (mlp.input, *mlp.hiddens):
+        expected = layer(expected).relu()
+    assert torch.equal(mlp(x), mlp.output(expected))
+    assert len(mlp.hiddens) == 2
+    assert not torch.equal(mlp.train()(x), mlp(x))
+
+
+@pytest.mark.parametrize("name", networks.NOT_HERE)
+def test_upstreams_own_experiments_are_refused(name):
+    with pytest.raises(InputError, match=f"'{name}' can only be False here"):
+        networks.Featurizer((3, 64, 64), ERM | {name: True})
+
+
+def timm_model(name):
+    import timm
+
+    return timm.create_model(name, num_classes=0)
+
+
+@pytest.mark.skipif(find_spec("timm") is None, reason="the extra timm is missing")
+class TestTimm:
+    HPARAMS = ERM | {"backbone": "test_vit"}
+
+    def test_features_are_the_models_pooled_ones(self, tmp_path):
+        network = networks.Featurizer((3, 28, 28), self.HPARAMS).eval()
+        model = timm_model("test_vit").eval()
+        torch.save(model.state_dict(), tmp_path / "vit.pt")
+        path = {"pretrained": str(tmp_path / "vit.pt")}
+        same = networks.Featurizer((3, 28, 28), self.HPARAMS | path).eval()
+        x = torch.randn(2, 3, *same.size)
+        with torch.no_grad():
+            assert torch.equal(same(x), model(x))
+            assert network(torch.randn(2, 3, 28, 28)).shape == (2, network.n_outputs)
+
+    def test_an_unknown_model_suggests_the_nearest(self):
+        with pytest.raises(InputError, match=r"timm has no model 'vitb'"):
+            networks.Featurizer((3, 28, 28), ERM | {"backbone": "vitb"})
+
+    def test_a_failed_download_says_what_to_do(self, monkeypatch):
+        def fail(*args, **kwargs):  # the real one tries for most of a minute
+            raise OSError("no route to the hub")
+
+        monkeypatch.setattr("timm.create_model", fail)
+        wanted = {"backbone": "test_vit", "pretrained": True}
+        with pytest.raises(InputError, match="set hyperparameter pretrained to false"):
+            networks.Featurizer((3, 28, 28), ERM | wanted)
+
+    @pytest.mark.parametrize(
+        "name, width", [("DeiT", 85_800_192), ("HViT", 97_890_112)]
+    )
+    def test_presets_are_the_papers_models(self, name, width):
+        preset = default_hparams(name, "PACS")["backbone"]
+        with torch.device("meta"):
+            model = timm_model(preset)
+        assert sum(p.numel() for p in model.parameters()) == width
+        assert model.num_features == 768
