@@ -31,6 +31,6 @@ setup(
     extras_require={
         "timm": ["timm>=1.0"],
         "qlora": QLORA,
-        "test": ["pytest>=8", "hypothesis", "ruff", *QLORA],
+        "test": ["pytest>=8", "hypothesis", "ruff", "timm>=1.0", *QLORA],
     },
 )

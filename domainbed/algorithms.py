@@ -49,6 +49,7 @@ class Algorithm(nn.Module):
 
     MAX_STEPS: int | None = None  # training ends after so many steps at the latest
     TAKES_FEATURES = False  # x may be layer features of a frozen CLIP, (B, L, D)
+    AFTER: tuple[str, ...] = ()  # in a sweep, these algorithms' runs end before it
     ALIASES: tuple[str, ...] = ()  # further names under which it is found
 
     def __init__(

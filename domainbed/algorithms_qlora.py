@@ -44,6 +44,7 @@ class QLoRACLIP(CLIPAlgorithm):
     """
 
     ALIASES = ("CLIP_QLoRA",)
+    TAKES_FEATURES = False
 
     @classmethod
     def hparam_rows(cls, dataset):

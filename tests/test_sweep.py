@@ -100,6 +100,18 @@ def test_launch_starts_each_job_once(tmp_path, ran, capsys):
     assert len(ran) == 6
 
 
+def test_what_builds_on_other_runs_is_launched_after_them(tmp_path):
+    args_list = make_args_list(algorithms=["QLoRALFA", "LFA", "QLoRACLIP"])
+    jobs = [sweep.Job(args, str(tmp_path)) for args in args_list]
+    launched = []
+    sweep.Job.launch(jobs, launched.append)
+    names = [{c.split("--algorithm ")[1].split()[0] for c in cs} for cs in launched]
+    assert names == [{"LFA", "QLoRACLIP"}, {"QLoRALFA"}]
+    alone = []
+    sweep.Job.launch([j for j in jobs if "QLoRALFA" in j.command_str], alone.append)
+    assert len(alone) == 1
+
+
 def test_delete_incomplete_keeps_what_is_done(tmp_path, ran, capsys):
     launch(tmp_path, launcher="local")
     done = next(tmp_path.iterdir())

@@ -7,6 +7,7 @@ file, one flag with its values on a line; `#` begins a comment.
 
 import argparse
 import hashlib
+import itertools
 import json
 import random
 import shlex
@@ -57,16 +58,19 @@ class Job:
         """Run the jobs in random order; gives those whose command failed.
 
         All folders are made before the first job starts: they are what says that a job
-        is launched.
+        is launched. What builds on other runs of the sweep is launched after them.
         """
         print("Launching...")
         jobs = random.sample(jobs, len(jobs))
         print("Making job directories:")
         for job in jobs:
             Path(job.output_dir).mkdir(parents=True, exist_ok=True)
-        statuses = launcher_fn([job.command_str for job in jobs]) or [0] * len(jobs)
+        failed = []
+        for stage in stages(jobs):
+            statuses = launcher_fn([job.command_str for job in stage])
+            failed += itertools.compress(stage, statuses or [])
         print(f"Launched {len(jobs)} jobs!")
-        return [job for job, status in zip(jobs, statuses, strict=True) if status]
+        return failed
 
     @staticmethod
     def delete(jobs: list["Job"]) -> None:
@@ -75,6 +79,16 @@ class Job:
         for job in jobs:
             shutil.rmtree(job.output_dir)
         print(f"Deleted {len(jobs)} jobs!")
+
+
+def stages(jobs: list[Job]) -> list[list[Job]]:
+    """The jobs that build on no other, then those that do."""
+    names = {job.train_args["algorithm"] for job in jobs}
+    first, second = [], []
+    for job in jobs:
+        algorithm = algorithms.get_algorithm_class(job.train_args["algorithm"])
+        (first if names.isdisjoint(algorithm.AFTER) else second).append(job)
+    return [first, second] if second else [first]
 
 
 def all_test_env_combinations(n: int) -> Iterator[list[int]]:
