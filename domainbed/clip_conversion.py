@@ -7,8 +7,8 @@ transformers: https://huggingface.co/docs/transformers/model_doc/clip
 from typing import TYPE_CHECKING
 
 import torch
-from clip.model import CLIP
 
+from domainbed.backbones import CLIP
 from domainbed.lib.optional import require
 
 if TYPE_CHECKING:

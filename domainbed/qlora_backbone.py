@@ -11,11 +11,10 @@ import logging
 from typing import Any
 
 import torch
-from clip.model import CLIP
 from torch import nn
 from torchvision.transforms import Compose
 
-from domainbed.backbones import CLIPBackbone, fingerprint_of
+from domainbed.backbones import CLIP, CLIPBackbone, fingerprint_of
 from domainbed.clip_conversion import transformers_clip
 from domainbed.lib.errors import InputError
 from domainbed.lib.optional import require
@@ -53,6 +52,18 @@ def to_four_bits(bnb: Any, linear: nn.Linear, quant: str) -> nn.Linear:
     return new.requires_grad_(False).to(linear.weight.device)  # quantises
 
 
+def add_adapters(model: nn.Module, hparams: dict[str, Any]) -> None:
+    """Put LoRA beside the layers that `lora_targets` names, in place."""
+    peft = require("peft", "qlora")
+    names = {"r": "lora_r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout"}
+    options = {option: hparams[name] for option, name in names.items()}
+    try:
+        config = peft.LoraConfig(target_modules=hparams["lora_targets"], **options)
+        peft.inject_adapter_in_model(config, model)
+    except ValueError as error:
+        raise InputError(f"peft refuses a lora_ hyperparameter: {error}") from error
+
+
 class QLoRABackbone(CLIPBackbone):
     """A CLIP whose blocks are in 4 bits, with low-rank adapters (LoRA) beside them.
 
@@ -72,14 +83,7 @@ class QLoRABackbone(CLIPBackbone):
         self.model = transformers_clip(self.model).requires_grad_(False)
         if quant != "none":
             quantize(self.model, quant)
-        peft = require("peft", "qlora")
-        config = peft.LoraConfig(
-            r=hparams["lora_r"],
-            lora_alpha=hparams["lora_alpha"],
-            lora_dropout=hparams["lora_dropout"],
-            target_modules=hparams["lora_targets"],
-        )
-        peft.inject_adapter_in_model(config, self.model)
+        add_adapters(self.model, hparams)
         for adapter in self.adapters.values():  # bfloat16 would lose SGD's small steps
             adapter.data = adapter.data.float()
         self.train()
