@@ -48,7 +48,9 @@ class QLoRACLIP(CLIPAlgorithm):
 
     @classmethod
     def hparam_rows(cls, dataset):
-        return super().hparam_rows(dataset) | TOWER_ROWS
+        rows = super().hparam_rows(dataset)
+        del rows["feature_dtype"]
+        return rows | TOWER_ROWS
 
     def load_backbone(self):
         return QLoRABackbone(*read_clip(self.hparams["clip_backbone"]), self.hparams)
