@@ -89,7 +89,13 @@ class CLIPBackbone(nn.Module):
 
         Cut after the last end: attention is causal, what stands behind changes nothing.
         """
-        tokens = clip.tokenize(prompts).to(self.model.logit_scale.device)
+        try:
+            tokens = clip.tokenize(prompts).to(self.model.logit_scale.device)
+        except RuntimeError as error:
+            longest = max(prompts, key=len)
+            raise InputError(
+                f"the prompt {longest!r} is longer than CLIP's 77 tokens."
+            ) from error
         eot = tokens.argmax(1)  # the end-of-text token has the highest id
         return self.token_embedding(tokens[:, : int(eot.max()) + 1]), eot
 

@@ -82,6 +82,12 @@ def test_prompts_get_gradients_and_weights_do_not(emoji):
     assert all(p.grad is None for p in emoji.parameters())
 
 
+def test_a_prompt_of_too_many_tokens_is_named(emoji):
+    long = "very " * 80 + "long"
+    with pytest.raises(InputError, match=f"prompt '{long}' is longer than CLIP's 77"):
+        emoji.encode_text_layers(["short", long])
+
+
 def test_backbone_stays_frozen_and_in_eval_mode(emoji):
     emoji.train()
     assert not emoji.training
