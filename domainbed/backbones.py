@@ -46,7 +46,6 @@ class CLIPBackbone(nn.Module):
         self.model = model.float().eval().requires_grad_(False)
         self.normalize: Normalize = preprocess.transforms[-1]
         self.resolution: int = model.visual.input_resolution
-        self.register_state_dict_post_hook(keep_fingerprint_only)
         self.register_load_state_dict_post_hook(forgive_missing_weights)
 
     @functools.cached_property
@@ -139,6 +138,14 @@ class CLIPBackbone(nn.Module):
         """Whether the state dict holds that entry: not if it is a frozen weight."""
         return not name.startswith("model.")
 
+    def state_dict(self, *args: Any, prefix: str = "", **kwargs: Any) -> dict:
+        """The fingerprint, and what `is_saved` of the weights."""
+        state = super().state_dict(*args, prefix=prefix, **kwargs)
+        for key in [key for key in state if key.startswith(prefix)]:
+            if not self.is_saved(key.removeprefix(prefix)):
+                del state[key]
+        return state
+
     def get_extra_state(self) -> str:
         return self.fingerprint
 
@@ -157,13 +164,6 @@ def fingerprint_of(weights: dict[str, torch.Tensor]) -> str:
         digest.update(name.encode())
         digest.update(weight.float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def keep_fingerprint_only(module: nn.Module, state: dict, prefix: str, _: Any) -> None:
-    """Take the frozen weights out of a state dict that is being saved."""
-    for key in [key for key in state if key.startswith(prefix)]:
-        if not module.is_saved(key.removeprefix(prefix)):
-            del state[key]
 
 
 def forgive_missing_weights(module: nn.Module, incompatible: Any) -> None:

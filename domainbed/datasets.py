@@ -10,7 +10,7 @@ import copy
 import os
 import shutil
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,25 @@ from filelock import FileLock
 from PIL import Image
 from torch.utils.data import Dataset, TensorDataset
 from torchvision import transforms
-from torchvision.datasets import ImageFolder
+from torchvision.datasets import MNIST, ImageFolder
+from torchvision.transforms.functional import InterpolationMode, rotate
 
 from domainbed.backbones import IMAGENET_MEAN, IMAGENET_STD, clip_transform
 from domainbed.lib.errors import InputError
 from domainbed.lib.registry import Registry
 
+ANY_FOLDER = "ImageFolder:"
 REGISTRY = Registry("dataset")
 register = REGISTRY.register
 
 
 def get_dataset_class(name: str) -> type["MultipleDomainDataset"]:
-    """The dataset of that name; NotImplementedError if there is none."""
+    """The dataset of that name; NotImplementedError if there is none.
+
+    `ImageFolder:PATH` is the folder PATH/<environment>/<class>/<image>.
+    """
+    if name.startswith(ANY_FOLDER):
+        return image_folder(Path(name.removeprefix(ANY_FOLDER)))
     return REGISTRY.get(name)
 
 
@@ -72,6 +79,10 @@ class MultipleDomainDataset:
     def __len__(self) -> int:
         return len(self.datasets)
 
+    def environment_name(self, index: int) -> str:
+        """What a reader calls environment `index`."""
+        return self.ENVIRONMENTS[index]
+
     def unaugmented(self, index: int) -> Dataset:
         """Environment `index` as evaluation sees it: same items, never augmented."""
         return self.datasets[index]
@@ -104,6 +115,77 @@ class Debug224(Debug):
     INPUT_SHAPE = (3, 224, 224)
 
 
+class MNISTEnvironments(MultipleDomainDataset):
+    """The 70,000 digits of MNIST, shuffled and dealt out to the environments.
+
+    `root/MNIST/raw` holds them, as torchvision downloads them. A subclass makes an
+    environment of its share in `environment(images, labels, i)`.
+    """
+
+    def __init__(self, root, test_envs, hparams):
+        if root is None:
+            raise InputError(f"{type(self).__name__} needs --data_dir, MNIST's folder.")
+        try:
+            halves = [MNIST(root, train=train) for train in (True, False)]
+        except RuntimeError as error:
+            raise InputError(
+                f"MNIST is not in {root}; fetch it with python -m "
+                f"domainbed.scripts.download --data_dir {root} --dataset MNIST."
+            ) from error
+        images = torch.cat([half.data for half in halves])
+        labels = torch.cat([half.targets for half in halves])
+        order = torch.randperm(len(images))
+        n = len(self.ENVIRONMENTS)
+        self.datasets = [
+            self.environment(images[order[i::n]], labels[order[i::n]], i)
+            for i in range(n)
+        ]
+        self.input_shape = self.INPUT_SHAPE
+
+    def environment(
+        self, images: torch.Tensor, labels: torch.Tensor, i: int
+    ) -> TensorDataset:
+        """Environment i of grey images (N, 28, 28), 0 to 255, and their digits (N,)."""
+        raise NotImplementedError
+
+
+@register
+class ColoredMNIST(MNISTEnvironments):
+    """Digits below 5 or not, a quarter of the labels wrong, in red or green.
+
+    Arjovsky et al., 2019, https://arxiv.org/abs/1907.02893. The colour agrees with the
+    label in 90 %, 80 % and, where nothing can be learnt from it, 10 %.
+    """
+
+    ENVIRONMENTS = ("+90%", "+80%", "-90%")
+    INPUT_SHAPE = (2, 28, 28)
+    num_classes = 2
+    FLIPPED = (0.1, 0.2, 0.9)  # how many colours disagree with the label
+
+    def environment(self, images, labels, i):
+        labels = (labels < 5) ^ (torch.rand(len(labels)) < 0.25)
+        green = labels ^ (torch.rand(len(labels)) < self.FLIPPED[i])
+        channels = torch.stack([~green, green], 1)[:, :, None, None]
+        return TensorDataset(images[:, None] / 255 * channels, labels.long())
+
+
+@register
+class RotatedMNIST(MNISTEnvironments):
+    """The ten digits, turned by 0 to 75 degrees.
+
+    Ghifary et al., 2015, https://arxiv.org/abs/1508.07680
+    """
+
+    ENVIRONMENTS = ("0", "15", "30", "45", "60", "75")
+    INPUT_SHAPE = (1, 28, 28)
+    num_classes = 10
+
+    def environment(self, images, labels, i):
+        angle = float(self.ENVIRONMENTS[i])
+        turned = rotate(images[:, None], angle, InterpolationMode.BILINEAR)
+        return TensorDataset(turned / 255, labels)
+
+
 def read_image(path: str) -> Image.Image:
     """The picture in RGB; InputError with its path if it cannot be read."""
     try:
@@ -115,9 +197,9 @@ def read_image(path: str) -> Image.Image:
 class ImageEnvironment(ImageFolder):
     """One domain: `folder/<class>/<image>` -> (transform(image), label)."""
 
-    def __init__(self, folder: Path, classes: list[str], transform: Callable):
+    def __init__(self, folder: Path, classes: list[str]):
         self.class_list = classes
-        super().__init__(str(folder), transform, loader=read_image)
+        super().__init__(str(folder), loader=read_image, allow_empty=True)
 
     def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
         index = {name: label for label, name in enumerate(self.class_list)}
@@ -133,15 +215,46 @@ def subfolders(folder: Path) -> list[str]:
     )
 
 
-class MultipleEnvironmentImageFolder(MultipleDomainDataset):
-    """Domains in folders of images; class names are the folders' names.
+class ImageDataset(MultipleDomainDataset):
+    """Environments of images, each with a `transform` that this class sets.
 
     Images are resized to 224 x 224 and normalised for ImageNet, or, if
     `hparams["clip_transform"]` is set, transformed as `hparams["clip_backbone"]` wants.
     """
 
-    CHECKPOINT_FREQ = 300
     INPUT_SHAPE = (3, 224, 224)
+
+    def set_environments(
+        self,
+        environments: list[Dataset],
+        test_envs: list[int],
+        hparams: dict[str, Any],
+    ) -> None:
+        """Take the environments; those that train are augmented if hparams say so."""
+        self.datasets, self.input_shape = environments, self.INPUT_SHAPE
+        self.evaluate = EVALUATE
+        train = AUGMENT if hparams["data_augmentation"] else EVALUATE
+        if hparams.get("clip_transform"):  # only CLIP algorithms declare it
+            train = self.evaluate = clip_transform(hparams["clip_backbone"])
+            size = next(
+                step.size[0]
+                for step in train.transforms
+                if isinstance(step, transforms.CenterCrop)
+            )
+            self.input_shape = (3, size, size)
+        for i, environment in enumerate(environments):
+            environment.transform = self.evaluate if i in test_envs else train
+
+    def unaugmented(self, index):
+        environment = copy.copy(self.datasets[index])
+        environment.transform = self.evaluate
+        return environment
+
+
+class MultipleEnvironmentImageFolder(ImageDataset):
+    """Domains in folders of images; class names are the folders' names."""
+
+    CHECKPOINT_FREQ = 300
     FOLDER: str
 
     def __init__(self, root, test_envs, hparams):
@@ -153,34 +266,26 @@ class MultipleEnvironmentImageFolder(MultipleDomainDataset):
                 f"{type(self).__name__} ({', '.join(self.ENVIRONMENTS)}), one folder "
                 f"each; it holds: {', '.join(environments) or 'none'}."
             )
-        self.class_names = shared_classes(folder, environments)
+        allow_missing = hparams.get("allow_missing_classes", False)
+        self.class_names = all_classes(folder, environments, allow_missing)
         self.num_classes = len(self.class_names)
-        if hparams.get("clip_transform"):  # only CLIP algorithms declare it
-            evaluate = train = clip_transform(hparams["clip_backbone"])
-            size = next(
-                step.size[0]
-                for step in evaluate.transforms
-                if isinstance(step, transforms.CenterCrop)
-            )
-            self.input_shape = (3, size, size)
-        else:
-            evaluate, train = EVALUATE, EVALUATE
-            if hparams["data_augmentation"]:
-                train = AUGMENT
-            self.input_shape = self.INPUT_SHAPE
-        self.evaluate = evaluate
-        self.datasets = [
-            ImageEnvironment(
-                folder / name, self.class_names, evaluate if i in test_envs else train
-            )
-            for i, name in enumerate(environments)
-        ]
+        self.set_environments(
+            [
+                ImageEnvironment(folder / name, self.class_names)
+                for name in environments
+            ],
+            test_envs,
+            hparams,
+        )
+
+    def environment_name(self, index):
+        return Path(self.datasets[index].root).name
 
     def find_folder(self, root: str | None) -> Path:
         """Where the dataset is, under the data folder `root`."""
-        if root is None:
+        if root is None and not Path(self.FOLDER).is_absolute():
             raise InputError(f"{type(self).__name__} needs --data_dir, its folder.")
-        folder = Path(root) / self.FOLDER
+        folder = Path(root or "") / self.FOLDER
         if not folder.is_dir():
             raise InputError(
                 f"{type(self).__name__} is not at {folder}; give the folder that holds "
@@ -188,25 +293,37 @@ class MultipleEnvironmentImageFolder(MultipleDomainDataset):
             )
         return folder
 
-    def unaugmented(self, index):
-        environment = copy.copy(self.datasets[index])
-        environment.transform = self.evaluate
-        return environment
 
+def all_classes(
+    folder: Path, environments: list[str], allow_missing: bool
+) -> list[str]:
+    """The sorted union of the environments' class names.
 
-def shared_classes(folder: Path, environments: list[str]) -> list[str]:
-    """The class names that every environment has; InputError where one lacks some."""
+    InputError where an environment lacks one, unless that is allowed.
+    """
     classes = {name: subfolders(folder / name) for name in environments}
     union = sorted(set().union(*classes.values()))
     for name, own in classes.items():
-        if missing := sorted(set(union) - set(own)):
+        missing = sorted(set(union) - set(own))
+        if missing and not allow_missing:
             raise InputError(
                 f"environment {name!r} in {folder} has no folder for the class "
-                f"{', '.join(map(repr, missing))}, which other environments have."
+                f"{', '.join(map(repr, missing))}, which other environments have; "
+                "--allow_missing_classes goes on without."
             )
     if not union:
         raise InputError(f"the environments in {folder} hold no class folders.")
     return union
+
+
+def image_folder(folder: Path) -> type[MultipleEnvironmentImageFolder]:
+    """The dataset in that folder; its environments are called as their folders are."""
+    if not folder.is_dir():
+        raise InputError(f"there is no folder {str(folder)!r} to take a dataset from.")
+    facts = {"FOLDER": str(folder.resolve()), "ENVIRONMENTS": tuple(subfolders(folder))}
+    if not facts["ENVIRONMENTS"]:
+        raise InputError(f"{folder} holds no folders of environments.")
+    return type(f"{ANY_FOLDER}{folder}", (MultipleEnvironmentImageFolder,), facts)
 
 
 NORMALIZE = [transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)]

@@ -10,6 +10,7 @@ the dtype. Whatever of these changes gives a new entry, so features are never st
 import errno
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,6 +56,13 @@ class StoredFeatures(Dataset):
     def subset(self, keys: Sequence[int]) -> "StoredFeatures":
         """The items at these indices."""
         return StoredFeatures(self.z, self.targets, self.keys[np.asarray(keys, int)])
+
+
+def default_feature_dir(data_dir: str | None) -> Path:
+    """`features` in the data folder or, where that cannot be written, in the cache."""
+    if data_dir is not None and os.access(data_dir, os.W_OK):
+        return Path(data_dir) / "features"
+    return Path.home() / ".cache" / "domainbed" / "features"
 
 
 def describe(

@@ -4,6 +4,8 @@ A row is a default and a random draw. Each draw has a generator of its own, seed
 the row's name, so a new row never changes another's draw.
 """
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ def common_rows(dataset: str) -> HparamRows:
     dropout = (0.0, lambda r: r.choice([0.0, 0.1, 0.5]))
     rows: HparamRows = {
         "data_augmentation": (True, None),
+        "augment_validation": (False, None),  # upstream augments training's out-splits
         "resnet18": (False, None),
         "resnet50_augmix": (True, None),
         "dinov2": (False, None),
@@ -69,6 +72,49 @@ def random_hparams(algorithm: str, dataset: str, seed: int) -> dict[str, Any]:
 
     rows = hparam_rows(algorithm, dataset)
     return {name: value(name, *row) for name, row in rows.items()}
+
+
+def as_json(words: list[str] | None) -> str | None:
+    """The JSON text that the words after --hparams mean, None for none.
+
+    They are JSON already, `@FILE` with JSON in it, or `name=value` pairs, whose values
+    are JSON or, failing that, strings.
+    """
+    if words is None:
+        return None
+    if len(words) == 1 and words[0].startswith("@"):
+        try:
+            text = Path(words[0][1:]).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(
+                f"--hparams {words[0]}: cannot read it ({error})."
+            ) from None
+        return json.dumps(parse_hparams(text))
+    pairs = [word.partition("=") for word in words]
+    if any(not equals or name.startswith("{") for name, equals, _ in pairs):
+        return " ".join(words)
+    return json.dumps({name: json_or_string(value) for name, _, value in pairs})
+
+
+def json_or_string(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def parse_hparams(text: str | None) -> dict[str, Any]:
+    """The JSON object in `text`, {} for None; InputError if it is anything else."""
+    try:
+        hparams = json.loads(text or "{}")
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"--hparams {text!r} is not JSON ({error}); write an object such as "
+            """'{"lr": 0.001}', or lr=0.001."""
+        ) from error
+    if not isinstance(hparams, dict):
+        raise InputError(f"--hparams {text!r} must be a JSON object.")
+    return hparams
 
 
 def check_hparams(algorithm: str, dataset: str, hparams: dict[str, Any]) -> None:

@@ -8,12 +8,14 @@ generators that are set anew before each step from (seed, step).
 """
 
 import argparse
+import functools
 import json
 import os
 import resource
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +24,11 @@ import torch
 from torch.utils.data import Dataset, Subset
 
 from domainbed import algorithms, datasets, hparams_registry
-from domainbed.feature_store import StoredFeatures, open_features
+from domainbed.feature_store import (
+    StoredFeatures,
+    default_feature_dir,
+    open_features,
+)
 from domainbed.lib import misc
 from domainbed.lib.errors import InputError
 from domainbed.lib.fast_data_loader import FastDataLoader, InfiniteDataLoader
@@ -46,23 +52,9 @@ class Split(NamedTuple):
         return f"env{self.env}_{self.part}"
 
 
-def parse_hparams(text: str | None) -> dict[str, Any]:
-    """The JSON object in `text`, {} for None; InputError if it is anything else."""
-    try:
-        hparams = json.loads(text or "{}")
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"--hparams {text!r} is not JSON ({error}); write an object such as "
-            """'{"lr": 0.001}'."""
-        ) from error
-    if not isinstance(hparams, dict):
-        raise InputError(f"--hparams {text!r} must be a JSON object.")
-    return hparams
-
-
 def resolve_hparams(args: argparse.Namespace) -> dict[str, Any]:
     """The run's hyperparameters: default or drawn, then what --hparams says."""
-    given = parse_hparams(args.hparams)
+    given = hparams_registry.parse_hparams(args.hparams)
     hparams_registry.check_hparams(args.algorithm, args.dataset, given)
     if args.hparams_seed == 0:
         hparams = hparams_registry.default_hparams(args.algorithm, args.dataset)
@@ -99,14 +91,6 @@ def make_splits(
     return [*splits["in"], *splits["out"], *splits["uda"]]
 
 
-def workers(dataset: datasets.MultipleDomainDataset, n_loaders: int) -> int:
-    """Worker processes for each of `n_loaders` loaders that read at once.
-
-    Together they never outnumber the cores; on few cores the run reads for itself.
-    """
-    return min(dataset.N_WORKERS, (os.cpu_count() or 1) // (n_loaders + 1))
-
-
 class Run:
     """A prepared run: `Run(args).train()` leaves results.jsonl, model.pkl and done."""
 
@@ -120,8 +104,11 @@ class Run:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         algorithm_class = algorithms.get_algorithm_class(args.algorithm)
         dataset_class = datasets.get_dataset_class(args.dataset)
-        check_test_envs(args.test_envs, dataset_class.ENVIRONMENTS)
-        self.dataset = dataset_class(args.data_dir, args.test_envs, self.hparams)
+        args.test_envs = environment_numbers(args.test_envs, dataset_class.ENVIRONMENTS)
+        asked = {"allow_missing_classes": args.allow_missing_classes}
+        self.dataset = dataset_class(
+            args.data_dir, args.test_envs, self.hparams | asked
+        )
         self.splits = make_splits(self.dataset, args, self.hparams["class_balanced"])
         facts = {"run": vars(args)}  # beside the hparams; plain types, they are saved
         if self.dataset.class_names:
@@ -132,33 +119,32 @@ class Run:
             len(self.dataset) - len(args.test_envs),
             facts | self.hparams,
         ).to(self.device)
-        self.stored = self.open_store() if self.uses_store() else None
         n_steps = self.dataset.N_STEPS if args.steps is None else args.steps
         self.n_steps = min(n_steps, algorithm_class.MAX_STEPS or n_steps)
         self.checkpoint_freq = args.checkpoint_freq or self.dataset.CHECKPOINT_FREQ
         self.output_dir = Path(args.output_dir)
+        self.records: list[dict[str, Any]] = []
 
-    def uses_store(self) -> bool:
-        """Whether this run reads features that were computed once.
+    @functools.cached_property
+    def stored(self) -> list[StoredFeatures] | None:
+        """Every environment's layer features, computed once; None if it cannot be.
 
-        It does where the tower is frozen and sees the images untransformed by chance.
+        It can where the tower is frozen and chance has no part in what it sees.
         """
-        return (
+        if not (
             self.algorithm.TAKES_FEATURES
             and self.hparams["clip_transform"]
+            and isinstance(self.dataset[0], datasets.ImageEnvironment)
             and not self.args.no_feature_store
-        )
-
-    def open_store(self) -> list[StoredFeatures]:
-        """Every environment's layer features."""
-        default = Path(self.args.data_dir) / "features"
+        ):
+            return None
         return [
             open_features(
                 environment,
                 self.algorithm.backbone,
-                Path(self.args.feature_dir or default),
+                Path(self.args.feature_dir or default_feature_dir(self.args.data_dir)),
                 self.hparams["feature_dtype"],
-                workers(self.dataset, 1),
+                self.workers(1),
             )
             for environment in self.dataset
         ]
@@ -167,9 +153,19 @@ class Run:
         """A split's (x, y) pairs; only training sees them augmented."""
         if self.stored:
             return self.stored[split.env].subset(split.keys)
-        if to_train:
+        if to_train or self.hparams["augment_validation"]:
             return Subset(self.dataset[split.env], split.keys)
         return Subset(self.dataset.unaugmented(split.env), split.keys)
+
+    def workers(self, n_loaders: int) -> int:
+        """Worker processes for each of `n_loaders` loaders that read at once.
+
+        Unless --num_workers says how many, they never outnumber the cores together; on
+        few cores the run reads for itself.
+        """
+        if self.args.num_workers is not None:
+            return self.args.num_workers
+        return min(self.dataset.N_WORKERS, (os.cpu_count() or 1) // (n_loaders + 1))
 
     def loaders(self, part: str) -> list[InfiniteDataLoader]:
         """Endless batches of every split of that part that training may see."""
@@ -184,7 +180,7 @@ class Run:
                 self.items(split, to_train=True),
                 split.weights,
                 self.hparams["batch_size"],
-                workers(self.dataset, len(splits)),
+                self.workers(len(splits)),
                 seed=misc.seed_hash(self.args.seed, split.name),
             )
             for split in splits
@@ -212,9 +208,12 @@ class Run:
                 self.record({"step": step, "epoch": step / steps_per_epoch} | means)
                 if self.args.save_model_every_checkpoint:
                     self.save_model(f"model_step{step}.pkl")
+        if not self.n_steps:
+            self.record({"step": 0, "epoch": 0.0})
         if not self.args.skip_model_save:
             self.save_model("model.pkl")
         misc.write_whole(self.output_dir / "done", "done")
+        self.print_summary()
 
     def to_device(self, batch: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         return tuple(tensor.to(self.device) for tensor in batch)
@@ -226,7 +225,7 @@ class Run:
             loader = FastDataLoader(
                 self.items(split, to_train=False),
                 EVAL_BATCH,
-                workers(self.dataset, 1),
+                self.workers(1),
             )
             accuracies[f"{split.name}_acc"] = misc.accuracy(
                 self.algorithm, loader, split.weights, self.device
@@ -239,9 +238,24 @@ class Run:
         if values["step"] == 0:
             print_row(sorted(results))
         print_row([results[name] for name in sorted(results)])
-        results |= {"hparams": self.hparams, "args": vars(self.args)}
+        self.records.append(results)
+        results = results | {"hparams": self.hparams, "args": vars(self.args)}
         with open(self.output_dir / "results.jsonl", "a") as file:
             file.write(json.dumps(misc.plain(results), sort_keys=True) + "\n")
+
+    def print_summary(self) -> None:
+        """Say in words what the run reached on each test environment."""
+        trained = {*range(len(self.dataset))} - {*self.args.test_envs}
+        keys = [f"env{i}_out_acc" for i in sorted(trained)]
+        keys = [key for key in keys if key in self.records[0]]
+        best = max(self.records, key=lambda r: np.mean([r[key] for key in keys] or 0))
+        for env in self.args.test_envs:
+            name = self.dataset.environment_name(env)
+            accuracy = 100 * best[f"env{env}_in_acc"]
+            print(
+                f"target {name}: {accuracy:.1f} % at step {best['step']}, chosen by "
+                "training-domain validation"
+            )
 
     def save_model(self, filename: str) -> None:
         """Write what trains, and what rebuilds the algorithm around it."""
@@ -277,7 +291,7 @@ def load_algorithm(run: str | Path) -> algorithms.Algorithm:
 
 def check_numbers(args: argparse.Namespace) -> None:
     """InputError for a count below its least value, or a fraction that leaves none."""
-    least = {"steps": 0, "checkpoint_freq": 1}
+    least = {"steps": 0, "checkpoint_freq": 1, "num_workers": 0}
     for name, bound in least.items():
         value = getattr(args, name)
         if value is not None and value < bound:
@@ -286,19 +300,37 @@ def check_numbers(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if not 0 <= value < 1:
             raise InputError(f"--{name} is {value}; it must be from 0 to below 1.")
-
-
-def check_test_envs(test_envs: list[int], environments: tuple[str, ...]) -> None:
-    """InputError unless these are distinct environments and one is left to train on."""
-    numbers = range(len(environments))
-    if bad := [env for env in test_envs if env not in numbers]:
+    if args.task == "domain_adaptation" and not args.uda_holdout_fraction:
         raise InputError(
-            f"--test_envs {bad[0]} is no environment; there are "
-            + ", ".join(f"{i} ({name})" for i, name in enumerate(environments))
-            + "."
+            "--task domain_adaptation needs --uda_holdout_fraction above 0: the share "
+            "of a test environment that is seen unlabeled."
         )
-    if len(set(test_envs)) >= len(environments):
-        raise InputError(f"--test_envs {test_envs} leaves no environment to train on.")
+
+
+def environment_numbers(
+    wanted: list[int | str], environments: Sequence[str]
+) -> list[int]:
+    """The numbers of the environments given by number or by name.
+
+    InputError unless they are environments and one is left to train on.
+    """
+    numbers = []
+    for env in map(str, wanted):
+        if env.isdecimal() and int(env) < len(environments):
+            numbers.append(int(env))
+        elif env in environments:
+            numbers.append(environments.index(env))
+        else:
+            raise InputError(
+                f"--test_envs {env} is no environment; there are "
+                + ", ".join(f"{i} ({name})" for i, name in enumerate(environments))
+                + "."
+            )
+    if len(set(numbers)) >= len(environments):
+        raise InputError(
+            f"--test_envs {' '.join(map(str, wanted))} leaves none to train on."
+        )
+    return numbers
 
 
 def peak_memory_gb() -> float:

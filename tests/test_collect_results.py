@@ -78,6 +78,25 @@ def test_a_dataset_that_is_not_registered_is_named(tmp_path, capsys):
     assert "Mine" not in captured.out
 
 
+def test_remarks_say_what_is_missing(tmp_path, capsys):
+    for trial in (0, 1):
+        for env in (0, 1):
+            if (trial, env) != (1, 1):
+                of = {"trial_seed": trial, "test_envs": [env]}
+                write_run(tmp_path, f"{trial}{env}", **of)
+    collect_results.main(["--input_dir", str(tmp_path)])
+    captured = capsys.readouterr()
+    assert captured.err.splitlines() == [
+        "PACS: 3 of 4 expected runs",
+        "warning: PACS, ERM, test environment [1]: 1 trials, others have 2",
+        "leave-one-domain-out was not run: it needs pairs of test environments",
+    ]
+    assert captured.out == (tmp_path / "results.txt").read_text()
+    write_run(tmp_path, "pair", test_envs=[0, 1])
+    collect_results.main(["--input_dir", str(tmp_path)])
+    assert "leave-one-domain-out" not in capsys.readouterr().err
+
+
 def test_auto_lr_merges_runs_that_differ_in_their_split(tmp_path, capsys):
     write_run(tmp_path, "searched", more={"env1_out_acc": 0.9})
     full = {"fd_env0_in_acc": 0.75}

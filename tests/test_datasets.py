@@ -1,6 +1,7 @@
 import shutil
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -100,6 +101,142 @@ def test_a_wrong_folder_is_described(pacs, how, says):
     break_folder(pacs, how)
     with pytest.raises(InputError, match=says):
         datasets.PACS(str(pacs), [0], PLAIN)
+
+
+def test_missing_classes_can_be_allowed(pacs):
+    break_folder(pacs, "class")
+    allowed = PLAIN | {"allow_missing_classes": True}
+    dataset = datasets.PACS(str(pacs), [0], allowed)
+    assert dataset.class_names == ["dog", "house"]
+    assert [len(environment) for environment in dataset] == [10, 10, 10, 5]
+    assert dataset[3].targets == [0] * 5
+
+
+def test_any_folder_is_a_dataset(tmp_path, pacs):
+    name = f"ImageFolder:{make_image_folder(tmp_path / 'mine', ['b', 'a'], ['x', 'y'])}"
+    cls = datasets.get_dataset_class(name)
+    assert cls.ENVIRONMENTS == ("a", "b")
+    assert datasets.num_environments(name) == 2
+    dataset = cls(None, [0], PLAIN)
+    assert [len(environment) for environment in dataset] == [10, 10]
+    assert (dataset.class_names, dataset.environment_name(1)) == (["x", "y"], "b")
+    with pytest.raises(InputError, match="there is no folder '/nowhere'"):
+        datasets.get_dataset_class("ImageFolder:/nowhere")
+
+
+@pytest.fixture
+def mnist(tmp_path, monkeypatch):
+    """60 digits of one grey level each, in place of torchvision's MNIST."""
+
+    class Digits:
+        def __init__(self, root, train):
+            n = 40 if train else 20
+            self.targets = torch.arange(n) % 10
+            self.data = torch.full((n, 28, 28), 51, dtype=torch.uint8)
+            self.data[:, :14] = 255
+
+    monkeypatch.setattr(datasets, "MNIST", Digits)
+    return str(tmp_path)
+
+
+def test_rotated_mnist_turns_each_share(mnist):
+    torch.manual_seed(0)
+    dataset = datasets.RotatedMNIST(mnist, [0], {})
+    assert [len(environment) for environment in dataset] == [10] * 6
+    assert (dataset.input_shape, dataset.num_classes) == ((1, 28, 28), 10)
+    upright, _ = dataset[0][0]
+    assert torch.equal(upright[0, :, 5], torch.tensor([1.0] * 14 + [0.2] * 14))
+    for i, degrees in enumerate((0, 15, 30, 45, 60, 75)):
+        expected = datasets.rotate(
+            upright, degrees, datasets.InterpolationMode.BILINEAR
+        )
+        torch.testing.assert_close(dataset[i][3][0], expected, atol=1 / 255, rtol=0)
+    labels = [y for environment in dataset for _, y in environment]
+    assert sorted(map(int, labels)) == sorted(list(range(10)) * 6)
+
+
+def test_colored_mnist_ties_the_colour_to_the_label(monkeypatch, mnist):
+    monkeypatch.setattr(torch, "rand", lambda n: torch.linspace(0, 0.999, n))
+    dataset = datasets.ColoredMNIST(mnist, [0], {})
+    assert (dataset.input_shape, dataset.num_classes) == ((2, 28, 28), 2)
+    for environment, disagree in zip(dataset, (2, 4, 18), strict=True):
+        x, y = environment.tensors
+        green = x[:, 1].sum((1, 2)) > 0
+        assert torch.equal(green, x[:, 0].sum((1, 2)) == 0)  # one colour each
+        assert (green != y.bool()).sum() == disagree  # 10, 20, 90 % of 20
+
+
+def test_mnist_is_not_downloaded_behind_ones_back(tmp_path):
+    with pytest.raises(InputError, match=r"MNIST is not in .*scripts\.download"):
+        datasets.RotatedMNIST(str(tmp_path), [0], {})
+
+
+def make_spawrious(root, cls, n):
+    for group in (0, 1):
+        for place in ("desert", "jungle", "dirt", "snow", "beach", "mountain"):
+            folder = root / "spawrious224" / str(group)
+            make_image_folder(folder, [place], cls.BREEDS, n)
+
+
+@pytest.mark.parametrize("name", ["SpawriousO2O_easy", "SpawriousM2M_hard"])
+def test_spawrious_ties_breeds_to_places(name, tmp_path, monkeypatch):
+    cls = datasets.get_dataset_class(name)
+    monkeypatch.setattr(cls, "TOTAL", 10)
+    make_spawrious(tmp_path, cls, 10)
+    dataset = cls(str(tmp_path), [0], PLAIN)
+    assert dataset.num_classes == 4
+
+    def places(environment, breed):
+        label = dataset.class_names.index(breed)
+        items = zip(environment.items, environment.targets, strict=True)
+        return [path.split("/")[-4:-2] for path, y in items if y == label]
+
+    for environment in dataset:
+        assert {y for y in environment.targets} == {0, 1, 2, 3}
+    test, *groups = (places(environment, "bulldog") for environment in dataset)
+    if name == "SpawriousO2O_easy":
+        assert groups[0].count(["0", "desert"]) == 9
+        assert groups[0].count(["0", "beach"]) == 1
+        assert groups[1].count(["1", "desert"]) == 8
+        assert groups[1].count(["1", "beach"]) == 2
+        assert test == [["0", "dirt"]] * 10 + [["1", "dirt"]] * 10
+    else:
+        assert groups == [[["0", "dirt"]] * 10, [["0", "jungle"]] * 10]
+        assert test == [["0", "snow"]] * 10 + [["0", "beach"]] * 10
+    assert dataset[1][0][0].shape == (3, 224, 224)
+
+
+def test_wilds_environments_are_values_of_its_metadata(monkeypatch, tmp_path):
+    class Camelyon:
+        """What is used of wilds' Camelyon17Dataset."""
+
+        metadata_fields = ("hospital", "slide", "y")
+        n_classes = 2
+
+        def __init__(self, root_dir, download):
+            hospital = torch.tensor([3, 0, 1, 0, 4, 2])
+            self.y_array = torch.tensor([0, 1, 1, 0, 1, 0])
+            self.metadata_array = torch.stack([hospital, hospital, self.y_array], 1)
+
+        def get_input(self, index):
+            return Image.new("RGB", (96, 96), (40 * index, 0, 0))
+
+    module = type("module", (), {"Camelyon17Dataset": Camelyon})
+    cls = datasets.get_dataset_class("WILDSCamelyon")
+    monkeypatch.setattr("domainbed.datasets_more.require", lambda name, extra: module)
+    dataset = cls(str(tmp_path), [0], PLAIN)
+    assert [len(environment) for environment in dataset] == [2, 1, 1, 1, 1]
+    assert [y for _, y in (dataset[0][0], dataset[0][1])] == [1, 0]
+    red = dataset[3][0][0][0].mean()
+    black = (0 - datasets.IMAGENET_MEAN[0]) / datasets.IMAGENET_STD[0]
+    assert red == pytest.approx(black, abs=1e-4)  # image 0
+
+
+def test_wilds_is_imported_only_when_used(tmp_path):
+    if find_spec("wilds") is None:
+        cls = datasets.get_dataset_class("WILDSFMoW")
+        with pytest.raises(InputError, match=r"pip install domainbed-lfa\[wilds\]"):
+            cls(str(tmp_path), [0], PLAIN)
 
 
 def test_hidden_folders_are_no_domains(pacs):

@@ -162,6 +162,17 @@ def test_a_store_that_cannot_be_written_says_so(
     assert not list(tmp_path.glob("*/facts.json"))
 
 
+def test_features_are_kept_with_the_data_where_that_can_be(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    data = tmp_path / "data"
+    data.mkdir()
+    assert feature_store.default_feature_dir(str(data)) == data / "features"
+    cache = tmp_path / "home" / ".cache" / "domainbed" / "features"
+    assert feature_store.default_feature_dir(None) == cache
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    assert feature_store.default_feature_dir(str(data)) == cache
+
+
 def test_an_unknown_dtype_is_named(photos, backbone, tmp_path):
     with pytest.raises(InputError, match="feature_dtype is 'int8'; it can be float16"):
         open_features(photos, backbone, tmp_path, "int8")

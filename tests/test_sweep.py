@@ -156,6 +156,41 @@ def test_flags_can_be_read_from_a_file(tmp_path, ran):
     assert all("--hparams '{\"lr\": 0.01}'" in command for command, _ in ran)
 
 
+@pytest.mark.parametrize("form", ["json", "file", "pairs", "flags file"])
+def test_jobs_are_the_same_for_every_form_of_equal_hparams(form, tmp_path, ran):
+    file = tmp_path / "h.json"
+    file.write_text('{"lr": 0.01}')
+    flags = tmp_path / "flags.txt"
+    flags.write_text(f"--hparams @{file}")
+    words = {
+        "json": ["--hparams", '{"lr": 0.01}'],
+        "file": ["--hparams", f"@{file}"],
+        "pairs": ["--hparams", "lr=0.01"],
+        "flags file": [f"@{flags}"],
+    }[form]
+    launch(tmp_path / "out", *words, launcher="local")
+    args_list = make_args_list(
+        n_trials=1,
+        dataset_names=["Debug28"],
+        algorithms=["ZeroShotCLIP", "LFA"],
+        n_hparams_from=0,
+        n_hparams=1,
+        data_dir="none",
+        single_test_envs=True,
+        hparams='{"lr": 0.01}',
+    )
+    expected = {sweep.Job(args, str(tmp_path / "out")).output_dir for args in args_list}
+    assert {str(path) for path in (tmp_path / "out").iterdir()} == expected
+
+
+@pytest.mark.parametrize(
+    "n, expected",
+    [(1, []), (2, [[0], [1]]), (3, [[0], [0, 1], [0, 2], [1], [1, 2], [2]])],
+)
+def test_what_leaves_nothing_to_train_on_is_left_out(n, expected):
+    assert list(sweep.all_test_env_combinations(n)) == expected
+
+
 def test_failed_jobs_are_listed_and_the_exit_status_says_so(
     tmp_path, monkeypatch, capsys
 ):

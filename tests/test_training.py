@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from domainbed import datasets, training
+from domainbed import algorithms, datasets, training
 from domainbed.lib import misc
 from domainbed.scripts import train
 
@@ -28,7 +28,7 @@ def records_of(folder):
     records = [json.loads(line) for line in lines]
     for record in records:
         for name in TIMINGS:
-            assert record.pop(name) > 0
+            assert record.pop(name, 1) > 0
     return records
 
 
@@ -98,6 +98,7 @@ def test_models_can_be_left_out_or_kept_at_every_checkpoint(tmp_path):
 
 def make_splits(*flags, class_balanced=False):
     args = train.parse_args(["--dataset", "Debug28", *flags])
+    args.test_envs = [int(env) for env in args.test_envs]
     dataset = datasets.Debug28("", args.test_envs, {})
     return training.make_splits(dataset, args, class_balanced), dataset
 
@@ -133,6 +134,93 @@ def test_class_balance_weighs_each_split_by_itself():
                 assert sum(of_label) == pytest.approx(0.5)
 
 
+def test_the_last_line_says_what_was_reached(tmp_path, capsys):
+    records = run(tmp_path, "--steps", "5", "--checkpoint_freq", "2")
+    means = [(r["env1_out_acc"] + r["env2_out_acc"]) / 2 for r in records]
+    best = records[means.index(max(means))]
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == (
+        f"target 0: {100 * best['env0_in_acc']:.1f} % at step {best['step']}, chosen "
+        "by training-domain validation"
+    )
+
+
+def test_no_steps_means_none(tmp_path):
+    (record,) = run(tmp_path, "--steps", "0")
+    assert record["step"] == 0
+    assert "loss" not in record
+    start = run(tmp_path / "b", "--steps", "1", "--hparams", "lr=0.0")[0]
+    assert record["env0_in_acc"] == start["env0_in_acc"]
+
+
+def test_hparams_mean_the_same_in_every_form(tmp_path):
+    file = tmp_path / "hparams.json"
+    file.write_text('{"lr": 0.01,\n "rank": 2, "prompt": "art of a {name}"}')
+    text = '{"lr": 0.01, "rank": 2, "prompt": "art of a {name}"}'
+    pairs = ["lr=0.01", "rank=2", "prompt=art of a {name}"]
+    for words in ([text], [f"@{file}"], pairs):
+        assert train.parse_args(["--hparams", *words]).hparams == text
+    assert train.parse_args([]).hparams is None
+
+
+@pytest.mark.parametrize(
+    "wanted, numbers",
+    [(["2"], [2]), (["P", "0"], [2, 0]), ([3, "C"], [3, 1])],
+)
+def test_test_envs_are_given_by_number_or_name(wanted, numbers):
+    assert training.environment_numbers(wanted, ("A", "C", "P", "S")) == numbers
+
+
+def test_a_number_counts_before_a_name():
+    degrees = ("0", "15", "30")
+    assert training.environment_numbers(["2", "15"], degrees) == [2, 1]
+
+
+def test_domain_adaptation_sees_test_domains_unlabeled(tmp_path, monkeypatch):
+    seen = []
+    update = algorithms.ERM.update
+
+    def watch(self, minibatches, unlabeled=None):
+        seen.append((len(minibatches), [tuple(x.shape) for x in unlabeled]))
+        return update(self, minibatches, unlabeled)
+
+    monkeypatch.setattr(algorithms.ERM, "update", watch)
+    flags = ["--steps", "2", "--task", "domain_adaptation", "--test_envs", "1"]
+    flags += ["--uda_holdout_fraction", "0.5", "--hparams", "batch_size=4"]
+    records = run(tmp_path, *flags, algorithm="ERM")
+    assert seen == [(2, [(4, 3, 28, 28)])] * 2
+    assert "env1_uda_acc" in records[0]
+
+
+@pytest.mark.parametrize("given, expected", [([], False), (["1"], True)])
+def test_validation_is_augmented_only_as_upstream_does_it_on_request(
+    given, expected, pacs, monkeypatch
+):
+    flags = ["--dataset", "PACS", "--data_dir", str(pacs), "--algorithm", "ERM"]
+    hparams = ["pretrained=false", "resnet18=true"]
+    hparams += ["augment_validation=true"] if given else []
+    prepared = training.Run(train.parse_args([*flags, "--hparams", *hparams]))
+    split = next(s for s in prepared.splits if s.name == "env1_out")
+    for to_train in (True, False):
+        items = prepared.items(split, to_train)
+        draws = {items[0][0].sum().item() for _ in range(3)}
+        assert (len(draws) > 1) == (to_train or expected)
+
+
+@pytest.mark.parametrize(
+    "cores, loaders, expected", [(2, 3, 0), (4, 3, 1), (64, 3, 8), (64, 11, 5)]
+)
+def test_worker_processes_never_outnumber_the_cores(
+    cores, loaders, expected, monkeypatch
+):
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    flags = ["--dataset", "Debug28", "--algorithm", "LFA"]
+    prepared = training.Run(train.parse_args(flags))
+    assert prepared.workers(loaders) == expected
+    asked = training.Run(train.parse_args([*flags, "--num_workers", "3"]))
+    assert asked.workers(loaders) == 3
+
+
 @pytest.mark.parametrize(
     "flags, says",
     [
@@ -142,7 +230,7 @@ def test_class_balance_weighs_each_split_by_itself():
         (["--hparams", "[1]"], "--hparams '[1]' must be a JSON object"),
         (["--hparams", '{"lrr": 1}'], "no hyperparameter 'lrr'. Did you mean 'lr'?"),
         (["--test_envs", "7"], "--test_envs 7 is no environment; there are 0"),
-        (["--test_envs", "0", "1", "2"], "leaves no environment to train on"),
+        (["--test_envs", "0", "1", "2"], "--test_envs 0 1 2 leaves none to train on"),
         (["--dataset", "PACS"], "PACS needs --data_dir"),
         (["--dataset", "VLCS", "--data_dir", "/nowhere"], "VLCS is not at /nowhere"),
         (["--hparams", '{"clip_backbone": "emojii"}'], "Unknown CLIP backbone"),
@@ -150,6 +238,9 @@ def test_class_balance_weighs_each_split_by_itself():
         (["--checkpoint_freq", "0"], "--checkpoint_freq is 0; it must be at least 1"),
         (["--steps", "-1"], "--steps is -1; it must be at least 0"),
         (["--holdout_fraction", "1.0"], "--holdout_fraction is 1.0"),
+        (["--task", "domain_adaptation"], "needs --uda_holdout_fraction above 0"),
+        (["--hparams", "@/nowhere.json"], "--hparams @/nowhere.json: cannot read it"),
+        (["--hparams", "betta=1"], "no hyperparameter 'betta'. Did you mean 'beta'?"),
     ],
 )
 def test_wrong_input_gets_one_sentence_and_harms_nothing(flags, says, tmp_path, capsys):

@@ -2,8 +2,9 @@
 
 import argparse
 import contextlib
+import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -128,7 +129,7 @@ def print_results_tables(
     ).filter(lambda group: group["acc"] is not None)
     names = in_order({*groups.select("algorithm")}, algorithms.ALGORITHMS)
     present = {*groups.select("dataset")}
-    dataset_names = [name for name in datasets.DATASETS if name in present]
+    dataset_names = [n for n in in_order(present, datasets.DATASETS) if is_known(n)]
     about = f"model selection method: {method.name}"
     if latex:
         print(f"\n\\subsection{{Model selection: {method.name}}}")
@@ -172,6 +173,36 @@ def merge_auto_lr(records: Q) -> Q:
     return records.group(identity).map(merge)
 
 
+def is_known(dataset: str) -> bool:
+    """Whether the dataset is registered here, or its folder is."""
+    try:
+        datasets.get_dataset_class(dataset)
+    except InputError:
+        return False
+    return True
+
+
+def remarks(records: Q) -> Iterator[str]:
+    """What a reader of the tables should know: what is missing, and where."""
+    names = ("dataset", "algorithm", "test_envs", "trial_seed", "hparams_seed")
+    runs = records.select(lambda r: tuple(str(r["args"][n]) for n in names)).unique()
+    for dataset, own in runs.group(lambda run: run[0]):
+        if not is_known(dataset):
+            yield f"warning: no tables for {dataset}: it is not registered here"
+        expected = math.prod(len(set(values)) for values in zip(*own, strict=True))
+        yield f"{dataset}: {len(own)} of {expected} expected runs"
+        cells = own.map(lambda run: run[1:4]).unique().group(lambda cell: cell[:2])
+        trials = {key: len(cell) for key, cell in cells}
+        for (algorithm, test_envs), n in trials.items():
+            if n < max(trials.values()):
+                yield (
+                    f"warning: {dataset}, {algorithm}, test environment {test_envs}: "
+                    f"{n} trials, others have {max(trials.values())}"
+                )
+    if all(len(record["args"]["test_envs"]) == 1 for record in records):
+        yield "leave-one-domain-out was not run: it needs pairs of test environments"
+
+
 OF_A_SPLIT = ("holdout_fraction", "output_dir")
 
 
@@ -203,16 +234,12 @@ def main(argv: list[str] | None = None) -> None:
     records = reporting.load_records(folder)
     if not records:
         raise InputError(f"--input_dir {folder} holds no results.jsonl with records.")
-    unknown = {*records.select("args.dataset")} - {*datasets.DATASETS}
-    if unknown:
-        print(
-            f"warning: no tables for {', '.join(sorted(unknown))}: not registered here",
-            file=sys.stderr,
-        )
     methods = SELECTION_METHODS
     if args.auto_lr:
         records = merge_auto_lr(records)
         methods = (model_selection.IIDAutoLRAccuracySelectionMethod,)
+    for line in remarks(records):
+        print(line, file=sys.stderr)
     with tee(folder / ("results.tex" if args.latex else "results.txt")):
         if args.latex:
             print("\\documentclass{article}\n\\usepackage{booktabs}")

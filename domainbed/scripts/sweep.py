@@ -20,7 +20,7 @@ from typing import Any
 from domainbed import algorithms, command_launchers, datasets, hparams_registry
 from domainbed.lib import misc
 from domainbed.lib.errors import InputError, exits_on_input_error
-from domainbed.training import parse_hparams
+from domainbed.scripts.train import HPARAMS_HELP
 
 
 class Job:
@@ -92,11 +92,15 @@ def stages(jobs: list[Job]) -> list[list[Job]]:
 
 
 def all_test_env_combinations(n: int) -> Iterator[list[int]]:
-    """For each environment i of n: [i], then [i, j] for each j after it."""
+    """For each environment i of n: [i], then [i, j] for each j after it.
+
+    Only those that leave an environment to train on.
+    """
     for i in range(n):
-        yield [i]
-        for j in range(i + 1, n):
-            yield [i, j]
+        if n > 1:
+            yield [i]
+        if n > 2:
+            yield from ([i, j] for j in range(i + 1, n))
 
 
 def make_args_list(
@@ -119,9 +123,11 @@ def make_args_list(
     for trial_seed in range(n_trials):
         for dataset in dataset_names:
             n_envs = datasets.num_environments(dataset)
-            singles = [[i] for i in range(n_envs)]
-            choices = singles if single_test_envs else all_test_env_combinations(n_envs)
-            choices = list(choices)
+            choices = [
+                test_envs
+                for test_envs in all_test_env_combinations(n_envs)
+                if len(test_envs) == 1 or not single_test_envs
+            ]
             for algorithm in algorithms:
                 for test_envs in choices:
                     for hparams_seed in range(n_hparams_from, n_hparams):
@@ -156,7 +162,18 @@ class ArgumentParser(argparse.ArgumentParser):
     """argparse with `@FILE` read line by line as a shell would, comments left out."""
 
     def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
-        return shlex.split(arg_line, comments=True)
+        return with_hparams_read(shlex.split(arg_line, comments=True))
+
+
+def with_hparams_read(words: list[str]) -> list[str]:
+    """The words with `--hparams @FILE` read here: argparse takes @ for more flags."""
+    pairs = zip(["", *words], words, strict=False)
+    return [
+        hparams_registry.as_json([word])
+        if (before, word[:1]) == ("--hparams", "@")
+        else word
+        for before, word in pairs
+    ]
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -180,11 +197,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--n_trials", type=int, default=3)
     add("--command_launcher", required=True, help=", ".join(command_launchers.REGISTRY))
     add("--steps", type=int)
-    add("--hparams", help="a JSON object that overrides every run's hyperparameters")
+    add("--hparams", nargs="+", help=HPARAMS_HELP)
     add("--holdout_fraction", type=float, default=0.2)
     add("--single_test_envs", action="store_true")
     add("--skip_confirmation", action="store_true")
-    args = parser.parse_args(argv)
+    args = parser.parse_args(with_hparams_read(sys.argv[1:] if argv is None else argv))
+    args.hparams = hparams_registry.as_json(args.hparams)
     if args.datasets is None:
         args.datasets = [n for n in datasets.DATASETS if not n.startswith("Debug")]
     if args.algorithms is None:
@@ -199,9 +217,12 @@ def check(args: argparse.Namespace) -> None:
             f"--seed {args.seed} would change nothing: a job's seed is made from its "
             "dataset, algorithm, test environments, draw and trial."
         )
-    hparams = parse_hparams(args.hparams)
+    hparams = hparams_registry.parse_hparams(args.hparams)
     for dataset in args.datasets:
-        datasets.get_dataset_class(dataset)
+        if datasets.num_environments(dataset) < 2:
+            raise InputError(
+                f"{dataset} has a single environment; none is left to train on."
+            )
         for algorithm in args.algorithms:
             hparams_registry.check_hparams(algorithm, dataset, hparams)
     for name, least in (("n_trials", 1), ("n_hparams_from", 0), ("n_hparams", 1)):

@@ -11,8 +11,11 @@ from pathlib import Path
 import torch
 
 from domainbed import __version__, training
+from domainbed.hparams_registry import as_json
 from domainbed.lib.errors import InputError, exits_on_input_error
 from domainbed.lib.misc import Tee
+
+HPARAMS_HELP = "overrides: a JSON object, @FILE with one, or name=value ..."
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -26,21 +29,29 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         default="domain_generalization",
         choices=["domain_generalization", "domain_adaptation"],
     )
-    add("--hparams", help="a JSON object that overrides hyperparameters")
+    add("--hparams", nargs="+", help=HPARAMS_HELP)
     add("--hparams_seed", type=int, default=0, help="0: defaults, else a random draw")
     add("--trial_seed", type=int, default=0, help="seeds the splits")
     add("--seed", type=int, default=0, help="seeds everything else")
     add("--steps", type=int, help="default: the dataset's")
     add("--checkpoint_freq", type=int, help="steps between evaluations")
-    add("--test_envs", type=int, nargs="+", default=[0])
+    add("--test_envs", nargs="+", default=[0], help="by number or by name")
     add("--output_dir", default="train_output")
     add("--holdout_fraction", type=float, default=0.2)
     add("--uda_holdout_fraction", type=float, default=0)
+    add("--num_workers", type=int, help="processes that load images; default: by cores")
+    add(
+        "--allow_missing_classes",
+        action="store_true",
+        help="environments may lack a class that others have",
+    )
     add("--feature_dir", help="stored layer features; default: DATA_DIR/features")
     add("--no_feature_store", action="store_true", help="compute features every time")
     add("--skip_model_save", action="store_true")
     add("--save_model_every_checkpoint", action="store_true")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    args.hparams = as_json(args.hparams)
+    return args
 
 
 @contextlib.contextmanager
