@@ -1,0 +1,37 @@
+"""Copy the CLIP algorithms into somebody else's DomainBed checkout, or out of it.
+
+Its own scripts then know ZeroShotCLIP, LinearProbeCLIP, LFA, DPLCLIP and QLoRACLIP. Run
+this outside of that checkout, where `domainbed` means this package.
+"""
+
+import argparse
+from pathlib import Path
+
+from domainbed import export
+from domainbed.lib.errors import exits_on_input_error
+
+NEEDS = """\
+Python there must be 3.10 or later and have clip-anytorch and "setuptools<81"; for
+QLoRACLIP also "transformers>=5", "peft>=0.17" and "bitsandbytes>=0.48".
+Class names: --hparams '{"class_names": ["dog", "elephant", ...]}', in label order."""
+
+
+@exits_on_input_error
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="export", description=__doc__)
+    parser.add_argument("--to", required=True, help="the checkout's folder")
+    parser.add_argument("--remove", action="store_true", help="take it out again")
+    args = parser.parse_args(argv)
+    plan = export.removed if args.remove else export.exported
+    changes = plan(Path(args.to))
+    changed = export.write(changes)
+    for path in changed:
+        print("removed" if changes[path] is None else "wrote", path)
+    if not changed:
+        print(f"{args.to} is already as it should be.")
+    if not args.remove:
+        print(NEEDS)
+
+
+if __name__ == "__main__":
+    main()
