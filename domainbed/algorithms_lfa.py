@@ -38,6 +38,22 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     return torch.einsum("...l,...le->...e", attention(q, k), v)
 
 
+def weigh(q: torch.Tensor, layers: torch.Tensor, w_k: torch.Tensor) -> torch.Tensor:
+    """attention(q, layers W_k), with W_k at the query's side.
+
+    q (..., E), layers (..., L, D), w_k (D, E) -> (..., L).
+    """
+    scores = torch.einsum("...d,...ld->...l", q @ w_k.T, layers)
+    return (scores / w_k.shape[1] ** 0.5).softmax(-1)
+
+
+def pool(
+    q: torch.Tensor, layers: torch.Tensor, w_k: torch.Tensor, w_v: torch.Tensor
+) -> torch.Tensor:
+    """attend(q, layers W_k, layers W_v), with W_v behind the sum: (..., E)."""
+    return torch.einsum("...l,...ld->...d", weigh(q, layers, w_k), layers) @ w_v
+
+
 def prompts_of(template: str, class_names: list[str]) -> list[str]:
     """The template with each class name at its {name}; underscores become spaces."""
     if "{name}" not in template:
@@ -64,6 +80,10 @@ class CLIPAlgorithm(Algorithm):
         if names is None:
             names = [f"class {i}" for i in range(num_classes)]
             warnings.warn(f"no class names; prompts say {names[0]!r} ...", stacklevel=2)
+        if len(names) != num_classes:
+            raise InputError(
+                f"class_names has {len(names)} names; there are {num_classes} classes."
+            )
         self.prompts = self.write_prompts(names)
         with torch.no_grad():
             t = self.backbone.encode_text_layers(self.prompts)
@@ -255,6 +275,10 @@ class LFA(CLIPAlgorithm):
         self.cross_k, self.cross_v = (Projection(of_text, rank) for _ in range(2))
 
     def logits(self, z):
+        return self.plain_logits(z) if self.hparams["rank"] else self.fast_logits(z)
+
+    def plain_logits(self, z: torch.Tensor) -> torch.Tensor:
+        """The definition. For every image and class it holds a vector (E,)."""
         t, beta = self.text_features, self.hparams["beta"]
         q = self.image_q(z[:, -1])  # (B, E)
         image = unit(attend(q, self.image_k(z), self.image_v(z)))  # (B, E)
@@ -262,6 +286,26 @@ class LFA(CLIPAlgorithm):
         cross = unit(attend(q[:, None], self.cross_k(t), self.cross_v(t)))  # (B, C, E)
         mixed = beta * cross + (1 - beta) * own  # linear, so mixed before the product
         return self.backbone.scale * torch.einsum("be,bce->bc", image, mixed)
+
+    def fast_logits(self, z: torch.Tensor) -> torch.Tensor:
+        """The same numbers with about L times fewer operations.
+
+        Only one query asks, so W_k goes to its side, and W_v behind the sum over
+        layers: q (W_k)^T z_l and (sum_l a_l z_l) W_v. The cross branch needs its pooled
+        vector, sum_l p_l v_l, only in a product and a norm: image . cross is
+        sum_l p_l (image . v_l), |cross|^2 is p^T G p with G = V V^T of each class.
+        """
+        t, beta = self.text_features, self.hparams["beta"]
+        q = self.image_q(z[:, -1])  # (B, E)
+        image = unit(pool(q, z, self.image_k.weight, self.image_v.weight))  # (B, E)
+        own = self.self_q(t[:, -1])
+        own = unit(pool(own, t, self.self_k.weight, self.self_v.weight))  # (C, E)
+        p = weigh(q[:, None], t, self.cross_k.weight)  # (B, C, L)
+        v = self.cross_v(t)  # (C, L, E)
+        product = (p * torch.einsum("be,cle->bcl", image, v)).sum(-1)  # (B, C)
+        norm = (p * torch.einsum("bcl,clm->bcm", p, v @ v.mT)).sum(-1).sqrt()
+        mixed = beta * product / norm + (1 - beta) * image @ own.T
+        return self.backbone.scale * mixed
 
     def layer_attention(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """How much each layer weighs: image (B, L), self (C, L), cross (B, C, L)."""

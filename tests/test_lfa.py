@@ -57,7 +57,7 @@ def test_zero_shot_is_clips_own_answer():
     torch.testing.assert_close(algorithm.predict(x), expected)
 
 
-def pool(q, layers, k, v):
+def restated(q, layers, k, v):
     """One query over one sequence of layers, restated with loops."""
     scores = torch.stack([q @ (layer @ k) for layer in layers]) / len(q) ** 0.5
     values = [layer @ v for layer in layers]
@@ -98,12 +98,37 @@ def test_lfa_written_out():
     logits = lfa.logits(z)
     for b in range(2):
         q = z[b, -1] @ w["image_q"]
-        image = pool(q, z[b], w["image_k"], w["image_v"])
+        image = restated(q, z[b], w["image_k"], w["image_v"])
         for c in range(len(NAMES)):
-            own = pool(t[c, -1] @ w["self_q"], t[c], w["self_k"], w["self_v"])
-            cross = pool(q, t[c], w["cross_k"], w["cross_v"])
+            own = restated(t[c, -1] @ w["self_q"], t[c], w["self_k"], w["self_v"])
+            cross = restated(q, t[c], w["cross_k"], w["cross_v"])
             expected = lfa.backbone.scale * (0.9 * image @ cross + 0.1 * image @ own)
             torch.testing.assert_close(logits[b, c], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_fast_head_has_the_plain_ones_numbers_and_gradients():
+    torch.manual_seed(0)
+    lfa = make("LFA").double()
+    trained = [p for p in lfa.parameters() if p.requires_grad]
+    for parameter in trained:
+        parameter.data.add_(0.05 * torch.randn_like(parameter))
+    z = torch.randn(5, 8, 128, dtype=torch.double)
+    y = torch.tensor([0, 1, 2, 1, 0])
+    results = []
+    for head in (lfa.plain_logits, lfa.fast_logits):
+        logits = head(z)
+        loss = torch.nn.functional.cross_entropy(logits, y)
+        results.append((logits, *torch.autograd.grad(loss, trained)))
+    for plain, fast in zip(*results, strict=True):
+        torch.testing.assert_close(fast, plain, rtol=1e-5, atol=1e-8)
+
+
+@torch.no_grad()
+def test_the_fast_head_is_used_unless_there_is_a_rank():
+    z = torch.randn(2, 8, 128)
+    full, low = make("LFA"), make("LFA", rank=2).eval()
+    assert torch.equal(full.logits(z), full.fast_logits(z))
+    assert torch.equal(low.logits(z), low.plain_logits(z))
 
 
 @torch.no_grad()
