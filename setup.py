@@ -29,8 +29,9 @@ setup(
         "safetensors",
     ],
     extras_require={
+        "download": ["pyarrow"],  # for the parquet files of the Hugging Face hub
         "timm": ["timm>=1.0"],
         "qlora": QLORA,
-        "test": ["pytest>=8", "hypothesis", "ruff", "timm>=1.0", *QLORA],
+        "test": ["pytest>=8", "hypothesis", "ruff", "pyarrow", "timm>=1.0", *QLORA],
     },
 )
