@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+pytest_plugins = ["download_web"]  # fixtures of a web server and its archives
 CONTRACT = Path(__file__).parent / "golden" / "contract"
 
 

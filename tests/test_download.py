@@ -1,185 +1,23 @@
-"""Downloads: mirrors, resuming, refusals, layouts, all from a server in a thread."""
+"""Downloads: mirrors, resuming, the hub, what is refused, what is verified."""
 
-import io
 import json
-import socket
-import stat
 import sys
-import tarfile
-import threading
-import warnings
-import zipfile
-from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
 from conftest import make_image_folder
+from download_web import (
+    CLASSES,
+    HPARAMS,
+    PACS_DOMAINS,
+    fails,
+    left_in,
+    parquet,
+)
 
 from domainbed import datasets, download, download_fetch, download_layout
-from domainbed.download_cards import CARDS, Card, Mirror
+from domainbed.download_cards import CARDS, Mirror
 from domainbed.lib.errors import InputError
 from domainbed.scripts.download import main
-
-PACS_DOMAINS = tuple(CARDS["PACS"].counts)
-CLASSES = ["dog", "house"]
-HPARAMS = {"data_augmentation": False}
-LOOK_UP = socket.getaddrinfo  # conftest.py's no_network replaces it
-
-
-class Web:
-    """What the server has, and how it misbehaves."""
-
-    def __init__(self):
-        self.files: dict[str, bytes] = {}
-        self.html: dict[str, str] = {}
-        self.cut_at: list[int] = []  # bytes after which each next answer breaks off
-        self.etag = '"1"'
-        self.requests: list[tuple[str, str | None]] = []  # (path, Range)
-
-
-class Handler(BaseHTTPRequestHandler):
-    """GET with Range and If-Range."""
-
-    def do_GET(self):
-        web = self.server.web
-        path, wanted = self.path, self.headers.get("Range")
-        web.requests.append((path, wanted))
-        if path in web.html:
-            return self.answer(200, web.html[path].encode(), {}, "text/html")
-        if path not in web.files:
-            return self.send_error(404)
-        body = web.files[path]
-        headers = {"ETag": web.etag} if web.etag else {}
-        if wanted and self.headers.get("If-Range", web.etag) == web.etag:
-            start = int(wanted.removeprefix("bytes=").removesuffix("-"))
-            if start >= len(body):
-                return self.send_error(416)
-            headers["Content-Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
-            return self.answer(206, body[start:], headers)
-        self.answer(200, body, headers)
-
-    def answer(self, status, body, headers, kind="application/octet-stream"):
-        cut = self.server.web.cut_at
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body[: cut.pop(0)] if cut else body)
-
-    def log_message(self, *args):
-        pass
-
-
-@pytest.fixture
-def web(monkeypatch):
-    """A server on this machine that the hub's, Drive's and all addresses lead to."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.web = Web()
-    server.web.url = f"http://127.0.0.1:{server.server_port}"
-    threading.Thread(target=server.serve_forever, args=[0.02], daemon=True).start()
-    refuse = socket.getaddrinfo
-    monkeypatch.setattr(
-        socket,
-        "getaddrinfo",
-        lambda host, *args: (LOOK_UP if host == "127.0.0.1" else refuse)(host, *args),
-    )
-    monkeypatch.setenv("HF_ENDPOINT", server.web.url)
-    monkeypatch.setattr(download_fetch, "DRIVE", f"{server.web.url}/drive?id=")
-    yield server.web
-    server.shutdown()
-    server.server_close()
-
-
-@pytest.fixture
-def use(monkeypatch):
-    """Replaces a dataset's card, in part."""
-
-    def change(name: str, **facts) -> Card:
-        monkeypatch.setitem(CARDS, name, replace(CARDS[name], **facts))
-        return CARDS[name]
-
-    return change
-
-
-def zipped(folder: Path, top: str = "") -> bytes:
-    """The folder as a zip archive, under the name `top`."""
-    memory = io.BytesIO()
-    with zipfile.ZipFile(memory, "w") as archive:
-        for path in sorted(folder.rglob("*")):
-            archive.write(path, f"{top}{path.relative_to(folder).as_posix()}")
-    return memory.getvalue()
-
-
-def tarred(files: dict[str, bytes], *members: tarfile.TarInfo) -> bytes:
-    """A tar.gz archive of the files and of further members without contents."""
-    memory = io.BytesIO()
-    with tarfile.open(fileobj=memory, mode="w:gz") as archive:
-        for name, content in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-        for member in members:
-            archive.addfile(member)
-    return memory.getvalue()
-
-
-def member(name: str, kind: bytes, link: str = "") -> tarfile.TarInfo:
-    info = tarfile.TarInfo(name)
-    info.type, info.linkname = kind, link
-    return info
-
-
-def parquet(rows: list[dict], names: dict[str, list[str]]) -> bytes:
-    """A file as the `datasets` library pushes it to the hub."""
-    pyarrow = pytest.importorskip("pyarrow")
-    import pyarrow.parquet as pq
-
-    labels = {c: {"names": own, "_type": "ClassLabel"} for c, own in names.items()}
-    features = {"image": {"_type": "Image"}, **labels}
-    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
-    table = pyarrow.Table.from_pylist(rows).replace_schema_metadata(metadata)
-    memory = io.BytesIO()
-    pq.write_table(table, memory)
-    return memory.getvalue()
-
-
-@pytest.fixture
-def pacs_zip(tmp_path) -> bytes:
-    """PACS as upstream's archive has it: under kfold/, with litter beside."""
-    make_image_folder(tmp_path / "made", list(PACS_DOMAINS), CLASSES, n=2)
-    (tmp_path / "made" / "readme.txt").write_text("about")
-    (tmp_path / "made" / "__MACOSX").mkdir()
-    return zipped(tmp_path / "made", "kfold/")
-
-
-@pytest.fixture
-def pacs_on_drive(web, use, pacs_zip):
-    """PACS with two mirrors: a hub that has nothing, and a Drive."""
-    web.files["/drive?id=X"] = pacs_zip
-    use(
-        "PACS",
-        mirrors=(Mirror("hf", "none/pacs"), Mirror("gdrive", "X", ("PACS.zip",))),
-        counts=dict.fromkeys(PACS_DOMAINS, 4),
-    )
-    return web
-
-
-def fails(argv: list, capsys) -> str:
-    """The sentence with which the command ends, status 2."""
-    with pytest.raises(SystemExit) as ended:
-        main([str(arg) for arg in argv])
-    assert ended.value.code == 2
-    *_, last = capsys.readouterr().err.strip().splitlines()
-    assert last.startswith("error: ")
-    return last
-
-
-def left_in(data: Path) -> list[str]:
-    return sorted(p.name for p in data.iterdir()) if data.exists() else []
-
 
 # Mirrors, fetching
 
@@ -392,222 +230,6 @@ def test_a_parquet_row_cannot_leave_the_folder(tmp_path, domain):
     assert not (tmp_path / "out").exists()
 
 
-# Archives
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["../evil.jpg", "photo/../../evil.jpg", "/evil.jpg", "C:\\evil.jpg", "..\\e.jpg"],
-)
-@pytest.mark.parametrize("kind", ["zip", "tar"])
-def test_an_archive_cannot_write_outside_the_folder(tmp_path, capsys, name, kind):
-    archive = tmp_path / f"a.{kind}"
-    if kind == "zip":
-        with zipfile.ZipFile(archive, "w") as file:
-            file.writestr(name, b"x")
-    else:
-        archive.write_bytes(tarred({name: b"x"}))
-    before = sorted(tmp_path.rglob("*"))
-    argv = ["--data_dir", tmp_path / "d", "--dataset", "PACS", "--source", archive]
-    assert "points out of the folder" in fails(argv, capsys)
-    made = {p.name for p in tmp_path.rglob("*") if p not in before}
-    assert made <= {"d", "PACS.lock"}
-
-
-@pytest.mark.parametrize(
-    "bad",
-    [
-        member("photo/link", tarfile.SYMTYPE, "/etc/passwd"),
-        member("photo/hard", tarfile.LNKTYPE, "photo/dog/1.jpg"),
-        member("photo/null", tarfile.CHRTYPE),
-        member("photo/disk", tarfile.BLKTYPE),
-        member("photo/pipe", tarfile.FIFOTYPE),
-    ],
-    ids=lambda info: info.name,
-)
-def test_links_and_devices_in_a_tar_are_refused(tmp_path, capsys, bad):
-    archive = tmp_path / "a.tar.gz"
-    archive.write_bytes(tarred({"photo/dog/1.jpg": b"x"}, bad))
-    argv = ["--data_dir", tmp_path / "d", "--dataset", "PACS", "--source", archive]
-    assert "is a link or a device" in fails(argv, capsys)
-    assert left_in(tmp_path / "d") in ([], ["PACS.lock"])
-
-
-def test_links_in_a_zip_are_refused(tmp_path, capsys):
-    archive = tmp_path / "a.zip"
-    link = zipfile.ZipInfo("photo/link")
-    link.external_attr = (stat.S_IFLNK | 0o777) << 16
-    with zipfile.ZipFile(archive, "w") as file:
-        file.writestr(link, "/etc/passwd")
-    argv = ["--data_dir", tmp_path / "d", "--dataset", "PACS", "--source", archive]
-    assert "is a link or a device" in fails(argv, capsys)
-
-
-def test_a_local_archive_is_left_as_it_is(tmp_path, pacs_zip, capsys):
-    archive = tmp_path / "mine.zip"
-    archive.write_bytes(pacs_zip)
-    argv = ["--data_dir", tmp_path / "d", "--dataset", "PACS", "--source", archive]
-    main([str(arg) for arg in argv])
-    assert archive.read_bytes() == pacs_zip
-    assert len(datasets.PACS(tmp_path / "d", [0], HPARAMS)) == 4
-    main([str(arg) for arg in argv])
-    assert "already" in capsys.readouterr().out
-
-
-def test_an_archive_without_the_domains_names_them(tmp_path, capsys):
-    make_image_folder(tmp_path / "made", ["photo", "sketch"], CLASSES, n=1)
-    archive = tmp_path / "a.zip"
-    archive.write_bytes(zipped(tmp_path / "made"))
-    argv = ["--data_dir", tmp_path / "d", "--dataset", "PACS", "--source", archive]
-    assert "holds no folder 'art_painting', 'cartoon'" in fails(argv, capsys)
-    assert left_in(tmp_path / "d") in ([], ["PACS.lock"])
-
-
-# VLCS, DomainNet, TerraIncognita
-
-
-def test_vlcs_from_its_tar(tmp_path):
-    domains = list(CARDS["VLCS"].counts)
-    (tmp_path / "VLCS.tar.gz").write_bytes(
-        tarred({f"VLCS/{domain}/bird/1.jpg": b"x" for domain in domains})
-    )
-    folder = download.obtain("VLCS", tmp_path, str(tmp_path / "VLCS.tar.gz"))
-    assert left_in(folder) == domains
-
-
-def domain_net(web) -> Mirror:
-    """Each domain's zip with three pictures, of which the lists name two."""
-    for domain in CARDS["DomainNet"].counts:
-        memory = io.BytesIO()
-        with zipfile.ZipFile(memory, "w") as archive:
-            for i in range(3):
-                archive.writestr(f"{domain}/axe/{domain}_{i}.jpg", b"x")
-        where = "/groundtruth/" if domain in ("clipart", "painting") else "/"
-        web.files[f"{where}{domain}.zip"] = memory.getvalue()
-        for i, part in enumerate(("train", "test")):
-            line = f"{domain}/axe/{domain}_{i}.jpg {i}\n"
-            web.files[f"/domainnet/txt/{domain}_{part}.txt"] = line.encode()
-    return replace(CARDS["DomainNet"].mirrors[-1], at=web.url)
-
-
-def test_domain_net_keeps_what_the_authors_lists_name(web, use, tmp_path):
-    counts = dict.fromkeys(CARDS["DomainNet"].counts, 2)
-    use("DomainNet", mirrors=(domain_net(web),), counts=counts)
-    download.obtain("DomainNet", tmp_path)
-    assert download.verify("DomainNet", tmp_path)[1]
-
-
-def test_domain_net_from_local_files_without_listed_duplicates(web, use, tmp_path):
-    files = tmp_path / "files"
-    files.mkdir()
-    domain_net(web)
-    for path, content in web.files.items():
-        if path.endswith(".zip"):
-            (files / path.split("/")[-1]).write_bytes(content)
-    duplicates = "real/axe/real_0.jpg\nreal/axe/real_1.jpg\n../../x\n"
-    (files / "domain_net_duplicates.txt").write_text(duplicates)
-    download.obtain("DomainNet", tmp_path / "d", str(files))
-    use("DomainNet", counts={**dict.fromkeys(CARDS["DomainNet"].counts, 3), "real": 1})
-    assert download.verify("DomainNet", tmp_path / "d")[1]
-
-
-def terra() -> dict:
-    """Annotations of six pictures, one of them with two animals of two classes."""
-    return {
-        "categories": [{"id": i, "name": n} for i, n in enumerate(["bird", "fox"])]
-        + [{"id": 30, "name": "empty"}, {"id": 5, "name": "dog"}],
-        "images": [
-            {"id": "a", "file_name": "a.jpg", "location": 38},
-            {"id": "b", "file_name": "b.jpg", "location": "46"},
-            {"id": "c", "file_name": "c.jpg", "location": 100},
-            {"id": "d", "file_name": "d.jpg", "location": 43},
-            {"id": "e", "file_name": "e.jpg", "location": 7},
-            {"id": "f", "file_name": "f.jpg", "location": 38},
-        ],
-        "annotations": [
-            {"image_id": "a", "category_id": 0},
-            {"image_id": "a", "category_id": 0},  # two birds
-            {"image_id": "a", "category_id": 5},  # and a dog
-            {"image_id": "b", "category_id": 30},
-            {"image_id": "c", "category_id": 5},
-            {"image_id": "d", "category_id": 0},
-            {"image_id": "e", "category_id": 0},  # a place that is not taken
-            {"image_id": "f", "category_id": 1},  # a class that is not taken
-        ],
-    }
-
-
-def test_terra_incognita_is_made_from_pictures_and_annotations(
-    web, use, tmp_path, capsys
-):
-    data = terra()
-    halves = {  # the splits' files share the classes
-        "train_annotations": {**data, "annotations": data["annotations"][:4]},
-        "cis_val_annotations": {**data, "annotations": data["annotations"][4:]},
-    }
-    web.files["/eccv_18_annotations.tar.gz"] = tarred(
-        {
-            f"eccv_18_annotation_files/{name}.json": json.dumps(half).encode()
-            for name, half in halves.items()
-        }
-    )
-    web.files["/eccv_18_all_images_sm.tar.gz"] = tarred(
-        {f"eccv_18_all_images_sm/{name}.jpg": name.encode() for name in "abcdef"}
-    )
-    mirror = replace(CARDS["TerraIncognita"].mirrors[0], at=web.url)
-    use("TerraIncognita", mirrors=(mirror,))
-    argv = ["--data_dir", str(tmp_path), "--dataset", "TerraIncognita", "--verify"]
-    main(argv)
-    folder = tmp_path / "terra_incognita"
-    assert [
-        p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*.jpg"))
-    ] == [
-        "location_100/dog/c.jpg",
-        "location_38/bird/a.jpg",
-        "location_38/dog/a.jpg",
-        "location_43/bird/d.jpg",
-        "location_46/empty/b.jpg",
-    ]
-    err = capsys.readouterr().err  # other counts than published only warn
-    assert "warning: TerraIncognita" in err
-    assert "location_38 has 2 (published: 9736)" in err
-
-
-class Counted(list):
-    """A list that counts how many of its items are ever looked at."""
-
-    looks = 0
-
-    def __iter__(self):
-        for item in super().__iter__():
-            self.looks += 1
-            yield item
-
-
-def test_terra_incognitas_conversion_looks_at_each_annotation_once():
-    n = 500
-    data = {
-        "categories": Counted([{"id": 0, "name": "bird"}]),
-        "images": Counted(
-            {"id": i, "file_name": f"{i}.jpg", "location": 38} for i in range(n)
-        ),
-        "annotations": Counted({"image_id": i, "category_id": 0} for i in range(n)),
-    }
-    assert len(list(download_layout.terra_pictures(data))) == n
-    assert [rows.looks for rows in data.values()] == [1, n, n]
-
-
-def test_terra_incognita_warns_of_pictures_that_are_lacking(tmp_path):
-    raw = tmp_path / "raw"
-    raw.mkdir()
-    (raw / "x.json").write_text(json.dumps(terra()))
-    (raw / "a.jpg").write_bytes(b"a")
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        download_layout.arrange_terra_incognita(raw, tmp_path / "to", [])
-    assert "lacks 3 annotated pictures" in str(caught[0].message)
-
-
 # Wrong input, verification
 
 
@@ -666,3 +288,21 @@ def test_a_missing_pyarrow_names_the_extra_before_anything_is_fetched(
     with pytest.raises(InputError, match=r"pip install domainbed-lfa\[download\]"):
         download.obtain("PACS", tmp_path)
     assert web.requests == []
+
+
+@pytest.mark.parametrize("name", ["MNIST", "RotatedMNIST"])
+def test_mnist_is_torchvisions_to_fetch(name, tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def fetch(root, download):
+        asked.append((root, download))
+
+    monkeypatch.setattr("torchvision.datasets.MNIST", fetch)
+    main(["--data_dir", str(tmp_path), "--dataset", name])
+    assert asked == [(tmp_path, True)]
+    assert f"MNIST is at {tmp_path}" in capsys.readouterr().out
+
+
+def test_a_failed_mnist_says_why(tmp_path, capsys):
+    options = ["--data_dir", str(tmp_path), "--dataset", "MNIST"]
+    assert "MNIST could not be downloaded" in fails(options, capsys)

@@ -37,10 +37,9 @@ def exits_on_input_error(function: Callable[..., None]) -> Callable[..., None]:
         try:
             function(*args)
         except InputError as error:
-            # A DataLoader's worker wraps the sentence in its own traceback.
-            sentence = str(error).strip().splitlines()[-1]
-            sentence = sentence.removeprefix("domainbed.lib.errors.InputError: ")
-            print(f"error: {sentence}", file=sys.stderr)
+            # A DataLoader's worker puts its traceback before the sentence.
+            sentence = str(error).split("domainbed.lib.errors.InputError: ")[-1]
+            print(f"error: {' '.join(sentence.split())}", file=sys.stderr)
             raise SystemExit(2) from None
 
     return wrapped

@@ -4,15 +4,22 @@ import argparse
 import sys
 from pathlib import Path
 
+import torchvision
+
 from domainbed import download
 from domainbed.lib.errors import InputError, exits_on_input_error
+
+MNIST = ("MNIST", "RotatedMNIST", "ColoredMNIST")
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="download", description=__doc__)
     parser.add_argument("--data_dir", required=True, type=Path)
     parser.add_argument(
-        "--dataset", required=True, nargs="+", help=", ".join(download.CARDS)
+        "--dataset",
+        nargs="+",
+        default=list(download.CARDS),
+        help=f"default: all, {', '.join(download.CARDS)}; or MNIST",
     )
     parser.add_argument(
         "--source",
@@ -26,6 +33,15 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def download_mnist(data_dir: Path) -> None:
+    """The digits where RotatedMNIST and ColoredMNIST read them, by torchvision."""
+    try:
+        torchvision.datasets.MNIST(data_dir, download=True)
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"MNIST could not be downloaded: {error}") from error
+    print(f"MNIST is at {data_dir / 'MNIST'}")
+
+
 @exits_on_input_error
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
@@ -34,9 +50,12 @@ def main(argv: list[str] | None = None) -> None:
             f"--source {args.source} can hold one dataset, but --dataset names "
             f"{len(args.dataset)}; give one at a time."
         )
-    for name in args.dataset:
+    names = [name for name in args.dataset if name not in MNIST]
+    for name in names:
         download.sources_of(name, args.source)  # all wrong input before any download
-    for name in args.dataset:
+    if len(names) < len(args.dataset):
+        download_mnist(args.data_dir)
+    for name in names:
         download.obtain(name, args.data_dir, args.source, report=print)
         if args.verify:
             sentence, agrees = download.verify(name, args.data_dir)
