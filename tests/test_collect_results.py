@@ -1,9 +1,10 @@
 """The tables, byte for byte, and what is said of folders that have none."""
 
 import json
+import shutil
 
 import pytest
-from conftest import CONTRACT, unpacked_sweep
+from conftest import CONTRACT, make_image_folder, unpacked_sweep
 
 from domainbed.scripts import collect_results, list_top_hparams
 
@@ -76,6 +77,25 @@ def test_a_dataset_that_is_not_registered_is_named(tmp_path, capsys):
     captured = capsys.readouterr()
     assert "no tables for Mine" in captured.err
     assert "Mine" not in captured.out
+
+
+def test_any_folders_results_have_their_table(tmp_path, capsys):
+    folder = make_image_folder(tmp_path / "my data", ["left", "right"], ["x"], n=1)
+    name = f"ImageFolder:{folder}"
+    for env in (0, 1):
+        write_run(tmp_path / "sweep", f"run{env}", dataset=name, test_envs=[env])
+    write_run(tmp_path / "sweep", "pacs")
+    collect_results.main(["--input_dir", str(tmp_path / "sweep")])
+    captured = capsys.readouterr()
+    table = rows(captured.out, f"Dataset: {name}, model selection method: test-domain")
+    header = [cell.strip() for cell in table[0] if cell.strip()]
+    assert header == ["Algorithm", "left", "right", "Avg"]
+    assert "50.0 +/- 0.0" in table[1]
+    assert captured.out.index("Dataset: PACS") < captured.out.index(f"Dataset: {name}")
+    assert "warning" not in captured.err
+    shutil.rmtree(folder)
+    collect_results.main(["--input_dir", str(tmp_path / "sweep")])
+    assert f"no tables for {name}" in capsys.readouterr().err
 
 
 def test_remarks_say_what_is_missing(tmp_path, capsys):

@@ -1,9 +1,10 @@
 """A sweep: its jobs as upstream has them, their states, and one from end to end."""
 
 import json
+import shlex
 
 import pytest
-from conftest import CONTRACT
+from conftest import CONTRACT, make_image_folder
 
 from domainbed import command_launchers
 from domainbed.scripts import collect_results, sweep
@@ -189,6 +190,18 @@ def test_jobs_are_the_same_for_every_form_of_equal_hparams(form, tmp_path, ran):
 )
 def test_what_leaves_nothing_to_train_on_is_left_out(n, expected):
     assert list(sweep.all_test_env_combinations(n)) == expected
+
+
+def test_a_sweep_over_any_folder(tmp_path, ran, capsys):
+    two = make_image_folder(tmp_path / "two; rm x", ["a", "b"], ["x"], n=1)
+    launch(tmp_path / "out", "--datasets", f"ImageFolder:{two}", launcher="local")
+    assert len(ran) == 4  # two algorithms, two environments
+    assert all(shlex.quote(f"ImageFolder:{two}") in command for command, _ in ran)
+    one = make_image_folder(tmp_path / "one", ["a"], ["x"], n=1)
+    with pytest.raises(SystemExit) as ended:
+        launch(tmp_path / "out", "--datasets", f"ImageFolder:{one}")
+    assert ended.value.code == 2
+    assert "has a single environment" in capsys.readouterr().err
 
 
 def test_failed_jobs_are_listed_and_the_exit_status_says_so(
