@@ -18,6 +18,15 @@ def test_jobs_are_upstreams(train_args, output_dir, command):
     assert (job.output_dir, job.command_str) == (output_dir, command)
 
 
+@pytest.mark.parametrize("folder", ["./out", "out/", "/abs/out"])
+def test_a_jobs_folder_keeps_the_sweeps_spelling(folder):
+    train_args, output_dir, _ = GOLDEN["jobs"][0]
+    name = output_dir.split("/")[1]
+    job = sweep.Job(train_args, folder)
+    assert job.output_dir == f"{folder.rstrip('/')}/{name}"
+    assert f"--output_dir {job.output_dir} " in job.command_str
+
+
 def make_args_list(**changes):
     return sweep.make_args_list(
         **{

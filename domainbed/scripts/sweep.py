@@ -9,6 +9,7 @@ import argparse
 import hashlib
 import itertools
 import json
+import os
 import random
 import shlex
 import shutil
@@ -32,7 +33,8 @@ class Job:
 
     def __init__(self, train_args: dict[str, Any], sweep_output_dir: str):
         digest = hashlib.md5(json.dumps(train_args, sort_keys=True).encode("utf-8"))
-        self.output_dir = str(Path(sweep_output_dir) / digest.hexdigest())
+        # Not a Path, which would tidy "./out" into "out", another name for the job.
+        self.output_dir = os.path.join(sweep_output_dir, digest.hexdigest())
         self.train_args = {**train_args, "output_dir": self.output_dir}
         words = ["python", "-m", "domainbed.scripts.train"]
         for name, value in sorted(self.train_args.items()):
