@@ -2,8 +2,8 @@
 
     python -m domainbed.scripts.train
 
-parses the arguments that a `Run` takes. All randomness comes from names: splits from the
-trial's seed, batches from (seed, environment, step), everything else from the
+parses the arguments that a `Run` takes. All randomness comes from names: splits from
+the trial's seed, batches from (seed, environment, step), everything else from the
 generators that are set anew before each step from (seed, step).
 """
 
