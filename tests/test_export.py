@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from domainbed import export, hparams_registry
+from domainbed.lib.errors import InputError
 from domainbed.scripts import collect_results
 from domainbed.scripts.export import main
 
@@ -234,3 +235,11 @@ def test_without_clip_the_checkouts_own_algorithms_still_run(fork, tmp_path):
     command = "-m domainbed.scripts.train --dataset Debug28 --algorithm ERM --steps 1"
     python(fork, *command.split(), PYTHONPATH=str(tmp_path))
     assert (fork / "train_output" / "done").exists()
+
+
+def test_class_names_of_another_number_are_refused():
+    """There they are typed by hand, so they are counted."""
+    hparams = hparams_registry.default_hparams("LFA", "Debug28")
+    hparams["class_names"] = ["dog", "house"]
+    with pytest.raises(InputError, match=r"has 2 names; there are 3 classes\."):
+        hparams_registry.get_algorithm_class("LFA")((3, 28, 28), 3, 2, hparams)
