@@ -139,8 +139,8 @@ def main(argv: list[str] | None = None) -> None:
     assets = Path(__file__).resolve().parents[1] / "domainbed" / "assets"
     parser.add_argument("--output", type=Path, default=assets / "emoji_clip.pt")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache/emoji")
-    parser.add_argument("--text-minutes", type=float, default=6)
-    parser.add_argument("--image-minutes", type=float, default=66)
+    parser.add_argument("--text-minutes", type=float, default=5.5)
+    parser.add_argument("--image-minutes", type=float, default=56)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--evaluate", type=Path, metavar="CHECKPOINT")
     args = parser.parse_args(argv)
