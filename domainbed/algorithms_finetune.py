@@ -146,7 +146,8 @@ class MIRO(TrainedTower):
         """
         patches = visual.conv1(x)
         blocks = [*image_blocks(visual, patches)]
-        quarters = [blocks[len(blocks) * i // 4 - 1] for i in (1, 2, 3, 4)]
+        depths = [math.ceil(len(blocks) * i / 4) for i in (1, 2, 3, 4)]
+        quarters = [blocks[depth - 1] for depth in depths]
         return [patches.movedim(1, -1), *quarters]
 
     def regularizer(

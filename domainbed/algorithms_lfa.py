@@ -56,7 +56,7 @@ def pool(
 
 def prompts_of(template: str, class_names: list[str]) -> list[str]:
     """The template with each class name at its {name}; underscores become spaces."""
-    if "{name}" not in template:
+    if not isinstance(template, str) or "{name}" not in template:
         raise InputError(
             f"the prompt {template!r} has no {{name}} for the class's name."
         )
@@ -177,6 +177,8 @@ class ZeroShotCLIP(CLIPAlgorithm):
         """A prompt for each template and class; number s C + c is template s's of c."""
         templates = self.hparams["prompt"]
         templates = [templates] if isinstance(templates, str) else templates
+        if not templates:
+            raise InputError("hyperparameter prompt is an empty list of templates.")
         return [prompt for s in templates for prompt in prompts_of(s, class_names)]
 
     def logits(self, z):

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 import torchvision
@@ -87,71 +88,17 @@ class MNIST_CNN(nn.Module):
         return self.blocks(x).mean((2, 3))
 
 
-class TimmModel(nn.Module):
-    """A timm model's pooled features; images are resized to the size it was made for.
+class Pooled(nn.Module):
+    """A network without its last layer; its batch norm is frozen if `freeze_bn`."""
 
-    `pretrained` downloads its weights, or names a file that timm can read.
-    """
+    network: nn.Module
+    n_outputs: int
 
-    def __init__(self, input_shape: tuple[int, ...], hparams: dict[str, Any]):
+    def __init__(self, hparams: dict[str, Any]):
         super().__init__()
-        timm = require("timm", "timm")
-        name, pretrained = hparams["backbone"], hparams["pretrained"]
-        if not timm.is_model(name):
-            raise InputError(
-                f"timm has no model {name!r}."
-                + did_you_mean(name, timm.list_models(pretrained=True))
-            )
-        path = pretrained if isinstance(pretrained, str) else ""
-        try:
-            self.network = timm.create_model(
-                name,
-                pretrained=pretrained is True,
-                checkpoint_path=path,
-                num_classes=0,
-                in_chans=input_shape[0],
-            )
-        except (OSError, RuntimeError) as error:
-            raise InputError(
-                f"cannot get weights for timm's {name} ({first_line(error)}); set "
-                "hyperparameter pretrained to false or to the path of a checkpoint."
-            ) from error
-        self.n_outputs = self.network.num_features
-        self.size = self.network.pretrained_cfg["input_size"][1:]
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if x.shape[2:] != self.size:
-            x = F.interpolate(x, self.size, mode="bicubic", antialias=True)
-        return self.network(x)
-
-
-class ResNet(nn.Module):
-    """A ResNet-18 or -50 without its last layer; batch norm frozen if `freeze_bn`."""
-
-    def __init__(self, input_shape: tuple[int, ...], hparams: dict[str, Any]):
-        super().__init__()
-        small = hparams["resnet18"]
-        network = (
-            torchvision.models.resnet18 if small else torchvision.models.resnet50
-        )()
-        # An upstream dict of hparams has no such row; upstream always pretrains.
-        if pretrained := hparams.get("pretrained", True):
-            network.load_state_dict(
-                pretrained_weights(pretrained, hparams), strict=False
-            )
-        channels = input_shape[0]
-        if channels != 3:
-            network.conv1 = other_channels(network.conv1, channels)
-        self.n_outputs = network.fc.in_features
-        network.fc = nn.Identity()
-        self.network = network
-        self.dropout = nn.Dropout(hparams["resnet_dropout"])
         self.freeze_bn = hparams["freeze_bn"]
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.dropout(self.network(x))
-
-    def train(self, mode: bool = True) -> "ResNet":
+    def train(self, mode: bool = True) -> "Pooled":
         super().train(mode)
         if self.freeze_bn:
             for module in self.network.modules():
@@ -160,8 +107,102 @@ class ResNet(nn.Module):
         return self
 
 
-def first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
+class TimmModel(Pooled):
+    """A timm model's pooled features; images are resized to the size it was made for.
+
+    They stay normalised for ImageNet whatever its own statistics are, as in DomainBed.
+    `pretrained` downloads its weights, or names a file with them.
+    """
+
+    def __init__(self, input_shape: tuple[int, ...], hparams: dict[str, Any]):
+        super().__init__(hparams)
+        timm = require("timm", "timm")
+        name, pretrained = hparams["backbone"], hparams["pretrained"]
+        if not timm.is_model(name):
+            raise InputError(
+                f"timm has no model {name!r}."
+                + did_you_mean(name, timm.list_models(pretrained=True))
+            )
+        try:
+            self.network = timm.create_model(
+                name,
+                pretrained=pretrained is True,
+                num_classes=0,
+                in_chans=input_shape[0],
+            )
+        except (OSError, RuntimeError) as error:
+            raise InputError(
+                f"cannot get weights for timm's {name} ({reason(error)}); set "
+                "hyperparameter pretrained to false or to the path of a checkpoint."
+            ) from error
+        if isinstance(pretrained, str):
+            load_all_but_head(self.network, read_weights(pretrained))
+        # Some networks have a layer between their features and the head.
+        width = getattr(self.network, "head_hidden_size", None)
+        self.n_outputs = width or self.network.num_features
+        self.size = self.network.pretrained_cfg["input_size"][1:]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[2:] != self.size:
+            x = F.interpolate(x, self.size, mode="bicubic", antialias=True)
+        return self.network(x)
+
+
+class ResNet(Pooled):
+    """A ResNet-18 or -50, with dropout on its features."""
+
+    def __init__(self, input_shape: tuple[int, ...], hparams: dict[str, Any]):
+        super().__init__(hparams)
+        small = hparams["resnet18"]
+        network = (
+            torchvision.models.resnet18 if small else torchvision.models.resnet50
+        )()
+        self.n_outputs = network.fc.in_features
+        network.fc = nn.Identity()
+        # An upstream dict of hparams has no such row; upstream always pretrains.
+        if pretrained := hparams.get("pretrained", True):
+            load_all_but_head(network, pretrained_weights(pretrained, hparams))
+        channels = input_shape[0]
+        if channels != 3:
+            network.conv1 = other_channels(network.conv1, channels)
+        self.network = network
+        self.dropout = nn.Dropout(hparams["resnet_dropout"])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.dropout(self.network(x))
+
+
+def reason(error: Exception) -> str:
+    """What the error says, in one line that is not too long; else what it is."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def read_weights(path: str) -> dict[str, torch.Tensor]:
+    """A state dict from a safetensors or PyTorch file, also if a key holds it there."""
+    try:
+        if path.endswith(".safetensors"):
+            return safetensors.torch.load_file(path)
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        return saved.get("state_dict", saved.get("model", saved))
+    except Exception as error:  # a file that is no checkpoint can fail in any way
+        raise InputError(
+            f"cannot read the weights in {path}, given as pretrained: {reason(error)}"
+        ) from error
+
+
+def load_all_but_head(network: nn.Module, weights: dict[str, torch.Tensor]) -> None:
+    """Fill a network that has no head; what the weights hold beyond it is left out."""
+    try:
+        missing = network.load_state_dict(weights, strict=False).missing_keys
+    except RuntimeError as error:  # of other shapes
+        raise InputError(
+            f"the pretrained weights do not fit: {reason(error)}"
+        ) from error
+    if missing:
+        raise InputError(
+            f"the pretrained weights are of another network: {missing[0]} and "
+            f"{len(missing) - 1} more are missing."
+        )
 
 
 def other_channels(conv: nn.Conv2d, channels: int) -> nn.Conv2d:
@@ -178,9 +219,9 @@ def pretrained_weights(pretrained: bool | str, hparams: dict[str, Any]) -> dict:
 
     ResNet-50 comes as timm's `resnet50.ram_in1k` (AugMix) if `resnet50_augmix`.
     """
+    if isinstance(pretrained, str):
+        return read_weights(pretrained)
     try:
-        if isinstance(pretrained, str):
-            return torch.load(pretrained, map_location="cpu", weights_only=True)
         if hparams["resnet18"]:
             weights = torchvision.models.ResNet18_Weights.IMAGENET1K_V1
         elif hparams["resnet50_augmix"]:
@@ -192,6 +233,6 @@ def pretrained_weights(pretrained: bool | str, hparams: dict[str, Any]) -> dict:
         return weights.get_state_dict(progress=False)
     except (OSError, RuntimeError) as error:
         raise InputError(
-            f"cannot get pretrained ResNet weights ({first_line(error)}); set "
+            f"cannot get pretrained ResNet weights ({reason(error)}); set "
             "hyperparameter pretrained to false or to the path of a state dict."
         ) from error

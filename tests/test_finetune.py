@@ -91,6 +91,18 @@ def test_miro_taps_the_patches_and_every_quarter():
         torch.testing.assert_close(visual.ln_post(tap[0]) @ visual.proj, visual(x))
 
 
+@pytest.mark.parametrize("depth", [1, 2, 3, 6])
+@torch.no_grad()
+def test_miro_taps_a_tower_of_any_depth(depth):
+    miro = make("MIRO")
+    del miro.tower.transformer.resblocks[depth:]
+    x = torch.randn(2, 3, 48, 48)
+    blocks = [*backbones.image_blocks(miro.tower, miro.tower.conv1(x))]
+    taps = miro.taps(miro.tower, x)[1:]
+    for tap, quarter in zip(taps, (0.25, 0.5, 0.75, 1), strict=True):
+        assert torch.equal(tap, blocks[math.ceil(quarter * depth) - 1])
+
+
 def test_miro_moves_its_tower_and_never_the_frozen_one():
     miro = make("MIRO", lr=1e-3)
     frozen = copy.deepcopy(miro.backbone.model.visual.state_dict())
@@ -105,6 +117,19 @@ def test_miro_moves_its_tower_and_never_the_frozen_one():
     rates = [group["lr"] for group in miro.optimizer.param_groups]
     assert rates == [1e-3, 1e-2]
     assert all((raw != miro.variances[0][0]).any() for raw in miro.variances)
+
+
+@pytest.mark.parametrize(
+    "prompt, says",
+    [
+        ([], "prompt is an empty list"),
+        (["{name}", 3], "the prompt 3 has no {name}"),
+        (["a photo"], "the prompt 'a photo' has no {name}"),
+    ],
+)
+def test_wrong_templates_are_named(prompt, says):
+    with pytest.raises(InputError, match=says):
+        make("ZeroShotCLIP", prompt=prompt)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 from importlib.util import find_spec
 
 import pytest
+import safetensors.torch
 import torch
 
 from domainbed import networks
@@ -27,14 +28,22 @@ def test_featurizers_fit_their_inputs(shape, hparams, width):
     assert features.shape == (2, network.n_outputs) == (2, width)
 
 
-def test_frozen_batch_norm_stays_in_eval_mode():
-    x = torch.randn(2, 3, 64, 64)
-    for freeze in (True, False):
-        hparams = ERM | {"resnet18": True, "freeze_bn": freeze}
-        network = networks.Featurizer((3, 64, 64), hparams).train()
-        mean = network.network.bn1.running_mean.clone()
-        network(x)
-        assert torch.equal(network.network.bn1.running_mean, mean) == freeze
+needs_timm = pytest.mark.skipif(
+    find_spec("timm") is None, reason="the extra timm is missing"
+)
+
+
+@pytest.mark.parametrize("freeze", [True, False])
+@pytest.mark.parametrize(
+    "which",
+    [{"resnet18": True}, pytest.param({"backbone": "test_resnet"}, marks=needs_timm)],
+)
+def test_frozen_batch_norm_stays_in_eval_mode(which, freeze):
+    hparams = ERM | which | {"freeze_bn": freeze}
+    network = networks.Featurizer((3, 64, 64), hparams).train()
+    mean = network.network.bn1.running_mean.clone()
+    network(torch.randn(2, 3, 64, 64))
+    assert torch.equal(network.network.bn1.running_mean, mean) == freeze
 
 
 def test_a_resnet_reads_weights_from_a_path(tmp_path):
@@ -45,6 +54,26 @@ def test_a_resnet_reads_weights_from_a_path(tmp_path):
     second = networks.Featurizer((3, 64, 64), hparams | path).eval()
     x = torch.randn(1, 3, 64, 64)
     assert torch.equal(first(x), second(x))
+
+
+@pytest.mark.parametrize(
+    "weights, says",
+    [
+        (None, "cannot read the weights in .*: .*No such file"),
+        (b"no checkpoint", "cannot read the weights"),
+        ({"a": torch.zeros(1)}, "are of another network: conv1.weight and"),
+        ({"conv1.weight": torch.zeros(1)}, "do not fit: .*size mismatch for conv1"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(weights, says, tmp_path):
+    path = tmp_path / "weights.pt"
+    if isinstance(weights, bytes):
+        path.write_bytes(weights)
+    elif weights:
+        torch.save(weights, path)
+    hparams = ERM | {"resnet18": True, "pretrained": str(path)}
+    with pytest.raises(InputError, match=says):
+        networks.Featurizer((3, 64, 64), hparams)
 
 
 def test_other_channels_repeat_the_rgb_weights():
@@ -78,36 +107,50 @@ def test_upstreams_own_experiments_are_refused(name):
         networks.Featurizer((3, 64, 64), ERM | {name: True})
 
 
-def timm_model(name):
+def timm_model(name, **hparams):
     import timm
 
-    return timm.create_model(name, num_classes=0)
+    return timm.create_model(name, **hparams)
 
 
-@pytest.mark.skipif(find_spec("timm") is None, reason="the extra timm is missing")
+@needs_timm
 class TestTimm:
     HPARAMS = ERM | {"backbone": "test_vit"}
 
-    def test_features_are_the_models_pooled_ones(self, tmp_path):
-        network = networks.Featurizer((3, 28, 28), self.HPARAMS).eval()
-        model = timm_model("test_vit").eval()
-        torch.save(model.state_dict(), tmp_path / "vit.pt")
-        path = {"pretrained": str(tmp_path / "vit.pt")}
-        same = networks.Featurizer((3, 28, 28), self.HPARAMS | path).eval()
+    @pytest.mark.parametrize("form", ["plain.pt", "nested.pth", "hub.safetensors"])
+    def test_features_are_the_models_pooled_ones(self, form, tmp_path):
+        model = timm_model("test_vit").eval()  # with a head, as its makers save it
+        weights, path = model.state_dict(), str(tmp_path / form)
+        if form == "hub.safetensors":
+            safetensors.torch.save_file(weights, path)
+        else:
+            torch.save({"model": weights} if form == "nested.pth" else weights, path)
+        hparams = self.HPARAMS | {"pretrained": path}
+        same = networks.Featurizer((3, 28, 28), hparams).eval()
         x = torch.randn(2, 3, *same.size)
         with torch.no_grad():
-            assert torch.equal(same(x), model(x))
-            assert network(torch.randn(2, 3, 28, 28)).shape == (2, network.n_outputs)
+            pooled = model.forward_head(model.forward_features(x), pre_logits=True)
+            assert torch.equal(same(x), pooled)
+
+    # mobilenetv3 has a layer between its features and its head.
+    @pytest.mark.parametrize(
+        "name", ["test_vit", "test_resnet", "mobilenetv3_small_050"]
+    )
+    @pytest.mark.parametrize("shape", [(3, 28, 28), (2, 224, 224)])
+    def test_features_have_the_width_it_says(self, name, shape):
+        network = networks.Featurizer(shape, ERM | {"backbone": name}).eval()
+        with torch.no_grad():
+            features = network(torch.randn(2, *shape))
+        assert features.shape == (2, network.n_outputs)
 
     def test_an_unknown_model_suggests_the_nearest(self):
         with pytest.raises(InputError, match=r"timm has no model 'vitb'"):
             networks.Featurizer((3, 28, 28), ERM | {"backbone": "vitb"})
 
-    def test_a_failed_download_says_what_to_do(self, monkeypatch):
-        def fail(*args, **kwargs):  # the real one tries for most of a minute
-            raise OSError("no route to the hub")
-
-        monkeypatch.setattr("timm.create_model", fail)
+    def test_a_failed_download_says_what_to_do(self, monkeypatch, tmp_path):
+        # Online it tries again for most of a minute; the error is the same.
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
         wanted = {"backbone": "test_vit", "pretrained": True}
         with pytest.raises(InputError, match="set hyperparameter pretrained to false"):
             networks.Featurizer((3, 28, 28), ERM | wanted)
@@ -118,6 +161,6 @@ class TestTimm:
     def test_presets_are_the_papers_models(self, name, width):
         preset = default_hparams(name, "PACS")["backbone"]
         with torch.device("meta"):
-            model = timm_model(preset)
+            model = timm_model(preset, num_classes=0)
         assert sum(p.numel() for p in model.parameters()) == width
         assert model.num_features == 768
