@@ -5,6 +5,9 @@ PYTHON ?= python3
 PY := $(DOMAINBED_VENV)/bin/python
 WANTED := $(DOMAINBED_VENV)/fits-$(shell sha256sum setup.py | cut -c1-16)
 
+# Before Python starts: see domainbed/__init__.py.
+export OMP_WAIT_POLICY ?= passive
+
 .PHONY: demo test lint format install
 
 demo: install
