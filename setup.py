@@ -13,6 +13,10 @@ setup(
     long_description=Path("README.md").read_text(),
     long_description_content_type="text/markdown",
     python_requires=">=3.10",
+    classifiers=[
+        "Programming Language :: Python :: 3",
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in range(10, 14)),
+    ],
     packages=find_packages(include=["domainbed", "domainbed.*"]),
     package_data={"domainbed": ["assets/*"]},
     install_requires=[

@@ -287,6 +287,28 @@ def test_an_unreadable_image_ends_the_run_with_its_path(pacs, tmp_path, capsys):
     assert not (tmp_path / "run" / "done").exists()
 
 
+def test_in_a_sweeps_folder_wrong_input_is_logged(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run(tmp_path, "--data_dir", "/nowhere", dataset="VLCS")
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: VLCS is not at /nowhere/VLCS")
+    assert (tmp_path / "err.txt").read_text() == error
+
+
+def test_a_crash_leaves_its_trace(tmp_path, monkeypatch, capsys):
+    def crash(self, minibatches, unlabeled=None):
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(algorithms.LFA, "update", crash)
+    with pytest.raises(SystemExit) as ended:
+        run(tmp_path / "run", "--steps", "1")
+    assert ended.value.code == 1
+    trace = (tmp_path / "run" / "err.txt").read_text()
+    assert trace.endswith("RuntimeError: a defect\n")
+    assert capsys.readouterr().err == trace
+
+
 def test_the_command_itself(tmp_path):
     """The one test that starts a process: exit status, streams, a crash's trace."""
     command = [sys.executable, "-m", "domainbed.scripts.train", "--dataset", "Debug28"]

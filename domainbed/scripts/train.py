@@ -85,13 +85,21 @@ def print_header(run: training.Run) -> None:
             print(f"\t{name}: {value}")
 
 
+def start(args: argparse.Namespace, run: training.Run | None) -> None:
+    run = run or training.Run(args)
+    print_header(run)
+    run.train()
+
+
 @exits_on_input_error
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    run = training.Run(args)  # wrong input ends here, before anything is written
-    with logs(Path(args.output_dir)):
-        print_header(run)
-        exits_on_input_error(run.train)()
+    folder = Path(args.output_dir)
+    # Wrong input ends before a folder is made. A folder that is there is a sweep's,
+    # which looks for what went wrong in its logs.
+    run = None if folder.is_dir() else training.Run(args)
+    with logs(folder):
+        exits_on_input_error(start)(args, run)
 
 
 if __name__ == "__main__":
