@@ -1,10 +1,17 @@
+from itertools import chain
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 version = Path("domainbed/__init__.py").read_text().split('__version__ = "')[1]
-# bitsandbytes trains 4-bit layers on a CPU from 0.48 on; peft brings accelerate.
-QLORA = ["transformers>=5", "peft>=0.17", "bitsandbytes>=0.48"]
+EXTRAS = {
+    "download": ["pyarrow"],  # for the parquet files of the Hugging Face hub
+    # bitsandbytes trains 4-bit layers on a CPU from 0.48 on; peft brings accelerate.
+    "qlora": ["transformers>=5", "peft>=0.17", "bitsandbytes>=0.48"],
+    "timm": ["timm>=1.0"],
+    "wilds": ["wilds>=2.0"],
+}
+TESTED = ("download", "qlora", "timm")
 
 setup(
     name="domainbed-lfa",
@@ -33,9 +40,8 @@ setup(
         "safetensors",
     ],
     extras_require={
-        "download": ["pyarrow"],  # for the parquet files of the Hugging Face hub
-        "timm": ["timm>=1.0"],
-        "qlora": QLORA,
-        "test": ["pytest>=8", "hypothesis", "ruff", "pyarrow", "timm>=1.0", *QLORA],
+        **EXTRAS,
+        "all": [*chain(*EXTRAS.values())],
+        "test": ["pytest>=8", "ruff", *chain(*(EXTRAS[e] for e in TESTED))],
     },
 )
