@@ -302,7 +302,9 @@ class LFA(CLIPAlgorithm):
         image = unit(pool(q, z, self.image_k.weight, self.image_v.weight))  # (B, E)
         own = self.self_q(t[:, -1])
         own = unit(pool(own, t, self.self_k.weight, self.self_v.weight))  # (C, E)
-        p = weigh(q[:, None], t, self.cross_k.weight)  # (B, C, L)
+        # weigh(q[:, None], t, ...), written so that it is one matrix product
+        p = torch.einsum("bw,clw->bcl", q @ self.cross_k.weight.T, t)
+        p = (p / q.shape[-1] ** 0.5).softmax(-1)  # (B, C, L)
         v = self.cross_v(t)  # (C, L, E)
         product = (p * torch.einsum("be,cle->bcl", image, v)).sum(-1)  # (B, C)
         norm = (p * torch.einsum("bcl,clm->bcm", p, v @ v.mT)).sum(-1).sqrt()

@@ -1,5 +1,6 @@
 """Launchers: each runs a list of shell commands and gives their exit statuses."""
 
+import itertools
 import os
 import queue
 import subprocess
@@ -36,11 +37,23 @@ def dummy_launcher(commands: list[str]) -> list[int]:
 
 
 def visible_gpus() -> list[str]:
-    """The names by which CUDA_VISIBLE_DEVICES can give each visible GPU to a job."""
+    """The names by which CUDA_VISIBLE_DEVICES can give each visible GPU to a job.
+
+    InputError if there is none. As for CUDA, the first invalid name, such as -1, hides
+    those after it.
+    """
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is not None:
-        return [name.strip() for name in named.split(",") if name.strip()]
-    return [str(i) for i in range(torch.cuda.device_count())]
+    if named is None:
+        gpus = [str(i) for i in range(torch.cuda.device_count())]
+    else:
+        names = (name.strip() for name in named.split(","))
+        gpus = [*itertools.takewhile(lambda n: n and not n.startswith("-"), names)]
+    if not gpus:
+        raise InputError(
+            "the launcher multi_gpu finds no GPU here (CUDA_VISIBLE_DEVICES counts); "
+            "use local."
+        )
+    return gpus
 
 
 def multi_gpu_launcher(commands: list[str]) -> list[int]:
@@ -72,9 +85,6 @@ def get_launcher(name: str) -> Launcher:
     """The launcher of that name; InputError if there is none or it cannot run here."""
     if name not in REGISTRY:
         raise UnknownNameError("launcher", name, REGISTRY)
-    if name == "multi_gpu" and not visible_gpus():
-        raise InputError(
-            "the launcher multi_gpu finds no GPU here (CUDA_VISIBLE_DEVICES counts); "
-            "use local."
-        )
+    if name == "multi_gpu":
+        visible_gpus()
     return REGISTRY[name]

@@ -90,9 +90,9 @@ class IIDAccuracySelectionMethod(SelectionMethod):
         test_env = record["args"]["test_envs"][0]
         test_acc = record.get(cls.test_key.format(test_env))
         others = [env for env in environments(record, "out") if env != test_env]
-        if not others or test_acc is None:
-            return None
         val_accs = [record[f"env{env}_out_acc"] for env in others]
+        if not others or None in (test_acc, *val_accs):
+            return None
         return {"val_acc": float(np.mean(val_accs)), "test_acc": test_acc}
 
     @classmethod

@@ -12,7 +12,7 @@ Selector = str | Callable[..., Any]
 def make_selector_fn(selector: Selector) -> Callable[[Any], Any]:
     """A function of a record: 'a.b' reads record['a']['b'], 'a,b' gives a tuple.
 
-    A function of several arguments takes a record, a tuple then, apart.
+    A function that requires several arguments takes a record, a tuple then, apart.
     """
     if isinstance(selector, str):
         if "," in selector:
@@ -22,13 +22,22 @@ def make_selector_fn(selector: Selector) -> Callable[[Any], Any]:
         return lambda record: _descend(record, keys)
     if not callable(selector):
         raise TypeError(f"a selector is a string or a function, not {selector!r}")
-    try:
-        parameters = inspect.signature(selector).parameters
-    except ValueError:  # some built-in functions have no signature
-        return selector
-    if len(parameters) > 1:
+    if _required_arguments(selector) > 1:
         return lambda record: selector(*record)
     return selector
+
+
+def _required_arguments(fn: Callable) -> int:
+    """How many arguments it needs; 1 for a built-in that has no signature."""
+    try:
+        parameters = inspect.signature(fn).parameters.values()
+    except ValueError:
+        return 1
+    positional = (
+        inspect.Parameter.POSITIONAL_ONLY,
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    )
+    return sum(p.default is p.empty and p.kind in positional for p in parameters)
 
 
 def _descend(record: Any, keys: list[str]) -> Any:

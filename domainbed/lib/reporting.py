@@ -10,6 +10,8 @@ from tqdm import tqdm
 
 from domainbed.lib.query import Q
 
+KEYS = {"trial_seed", "dataset", "algorithm", "hparams_seed"}  # of a record's args
+
 
 def load_records(path: str | Path) -> Q:
     """The records of every run in the folder, run by run in sorted order.
@@ -47,9 +49,6 @@ def parse_record(line: str) -> dict[str, Any] | None:
         return record if whole and args.keys() >= KEYS else None
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
-
-
-KEYS = {"trial_seed", "dataset", "algorithm", "hparams_seed"}
 
 
 def get_grouped_records(records: Q) -> Q:

@@ -19,9 +19,12 @@ SELECTION_METHODS = (
     model_selection.LeaveOneOutSelectionMethod,
     model_selection.OracleSelectionMethod,
 )
+OF_A_SPLIT = ("holdout_fraction", "output_dir")  # what --auto_lr merges over
 
 
-def format_mean(data: Iterable[float], latex: bool) -> tuple[float | None, ...]:
+def format_mean(
+    data: Iterable[float], latex: bool
+) -> tuple[float | None, float | None, str]:
     """(mean, standard error, text) of accuracies, in percent; of none, (None, None, X).
 
     The error is the population's standard deviation over sqrt(n).
@@ -43,25 +46,24 @@ def print_table(
     colwidth: int = 10,
     latex: bool = True,
 ) -> None:
-    """Print cells (numbers get one decimal) under a header row.
+    """Print cells (floats get one decimal) under a header row.
 
     A cell is cut to `colwidth`, in LaTeX too: a long name then loses the brace that
     closes \\textbf. Upstream's tables do that, and ours are equal to them.
     """
     print()
     if latex:
-        columns = "c" * (len(col_labels) - 1)
+        columns = "c" * (len(table[0]) if table else len(col_labels) - 1)
         print("\\begin{center}\n\\adjustbox{max width=\\textwidth}{%")
         print(f"\\begin{{tabular}}{{l{columns}}}\n\\toprule")
         col_labels = [f"\\textbf{{{escape(label)}}}" for label in col_labels]
     else:
         print("--------", header_text)
-    separator, end = (" & ", "\\\\") if latex else ("  ", " ")
+    separator, end = (" & ", " \\\\") if latex else ("  ", " ")
 
     def print_row(cells: list) -> None:
-        texts = [f"{cell:.1f}" if isinstance(cell, float) else cell for cell in cells]
-        row = separator.join(text.ljust(colwidth)[:colwidth] for text in texts)
-        print(row + (" " if latex else "") + end if latex else row + end)
+        texts = [f"{c:.1f}" if isinstance(c, float) else str(c) for c in cells]
+        print(separator.join(t.ljust(colwidth)[:colwidth] for t in texts) + end)
 
     print_row(col_labels)
     if latex:
@@ -203,11 +205,23 @@ def remarks(records: Q) -> Iterator[str]:
         yield "leave-one-domain-out was not run: it needs pairs of test environments"
 
 
-OF_A_SPLIT = ("holdout_fraction", "output_dir")
+def read_sweep(input_dir: str) -> Q:
+    """The records of a sweep's folder; InputError if there are none."""
+    if not Path(input_dir).is_dir():
+        raise InputError(
+            f"--input_dir {input_dir} is no folder; give a sweep's output_dir."
+        )
+    records = reporting.load_records(input_dir)
+    if not records:
+        raise InputError(
+            f"--input_dir {input_dir} holds no results.jsonl with records; give a "
+            "sweep's output_dir."
+        )
+    return records
 
 
 @contextlib.contextmanager
-def tee(path: Path):
+def tee(path: Path) -> Iterator[None]:
     """What is printed inside also goes to the file, where that can be written."""
     try:
         out = misc.Tee(path, "w")
@@ -215,7 +229,7 @@ def tee(path: Path):
         print(f"warning: cannot write {path} ({error})", file=sys.stderr)
         yield
         return
-    with contextlib.redirect_stdout(out):
+    with contextlib.closing(out.file), contextlib.redirect_stdout(out):
         yield
 
 
@@ -226,21 +240,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--latex", action="store_true")
     parser.add_argument("--auto_lr", action="store_true", help="select by auto lr only")
     args = parser.parse_args(argv)
-    folder = Path(args.input_dir)
-    if not folder.is_dir():
-        raise InputError(
-            f"--input_dir {folder} is no folder; give a sweep's output_dir."
-        )
-    records = reporting.load_records(folder)
-    if not records:
-        raise InputError(f"--input_dir {folder} holds no results.jsonl with records.")
+    records = read_sweep(args.input_dir)
     methods = SELECTION_METHODS
     if args.auto_lr:
         records = merge_auto_lr(records)
         methods = (model_selection.IIDAutoLRAccuracySelectionMethod,)
     for line in remarks(records):
         print(line, file=sys.stderr)
-    with tee(folder / ("results.tex" if args.latex else "results.txt")):
+    name = "results.tex" if args.latex else "results.txt"
+    with tee(Path(args.input_dir) / name):
         if args.latex:
             print("\\documentclass{article}\n\\usepackage{booktabs}")
             print("\\usepackage{adjustbox}\n\\begin{document}")

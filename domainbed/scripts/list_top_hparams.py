@@ -1,13 +1,12 @@
 """Print a method's runs on one test environment, best first, with their hparams."""
 
 import argparse
-from pathlib import Path
 
 from domainbed import algorithms, datasets
 from domainbed.lib import reporting
-from domainbed.lib.errors import InputError, exits_on_input_error
+from domainbed.lib.errors import exits_on_input_error
 from domainbed.lib.query import Q
-from domainbed.scripts.collect_results import SELECTION_METHODS
+from domainbed.scripts.collect_results import SELECTION_METHODS, read_sweep
 
 
 def print_run(run_acc: dict[str, float], records: Q) -> None:
@@ -29,11 +28,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--algorithm", required=True)
     parser.add_argument("--test_env", type=int, required=True)
     args = parser.parse_args(argv)
-    datasets.get_dataset_class(args.dataset)
-    algorithms.get_algorithm_class(args.algorithm)
-    if not Path(args.input_dir).is_dir():
-        raise InputError(f"--input_dir {args.input_dir} is no folder.")
-    records = reporting.load_records(args.input_dir)
+    records = read_sweep(args.input_dir)
+    # What the folder holds need not be registered here: others' results are read too.
+    if args.dataset not in records.select("args.dataset"):
+        datasets.get_dataset_class(args.dataset)
+    if args.algorithm not in records.select("args.algorithm"):
+        algorithms.get_algorithm_class(args.algorithm)
     print("Total records:", len(records))
     wanted = (args.dataset, args.algorithm, args.test_env)
     groups = reporting.get_grouped_records(records).filter_equals(

@@ -85,11 +85,16 @@ class Job:
 
 def stages(jobs: list[Job]) -> list[list[Job]]:
     """The jobs that build on no other, then those that do."""
-    names = {job.train_args["algorithm"] for job in jobs}
+    names = {job.train_args.get("algorithm") for job in jobs} - {None}
+    waiting = {
+        name
+        for name in names
+        if not names.isdisjoint(algorithms.get_algorithm_class(name).AFTER)
+    }
     first, second = [], []
     for job in jobs:
-        algorithm = algorithms.get_algorithm_class(job.train_args["algorithm"])
-        (first if names.isdisjoint(algorithm.AFTER) else second).append(job)
+        waits = job.train_args.get("algorithm") in waiting
+        (second if waits else first).append(job)
     return [first, second] if second else [first]
 
 
@@ -119,38 +124,34 @@ def make_args_list(
     hparams: str | None,
 ) -> list[dict[str, Any]]:
     """The arguments of every run, trials outermost, hyperparameter draws innermost."""
-    args_list = []
     optional = {"steps": steps, "hparams": hparams}
     given = {name: value for name, value in optional.items() if value is not None}
-    for trial_seed in range(n_trials):
-        for dataset in dataset_names:
-            n_envs = datasets.num_environments(dataset)
-            choices = [
-                test_envs
-                for test_envs in all_test_env_combinations(n_envs)
-                if len(test_envs) == 1 or not single_test_envs
-            ]
-            for algorithm in algorithms:
-                for test_envs in choices:
-                    for hparams_seed in range(n_hparams_from, n_hparams):
-                        seed = misc.seed_hash(
-                            dataset, algorithm, test_envs, hparams_seed, trial_seed
-                        )
-                        args_list.append(
-                            {
-                                "dataset": dataset,
-                                "algorithm": algorithm,
-                                "test_envs": test_envs,
-                                "holdout_fraction": holdout_fraction,
-                                "hparams_seed": hparams_seed,
-                                "data_dir": data_dir,
-                                "task": task,
-                                "trial_seed": trial_seed,
-                                "seed": seed,
-                                **given,
-                            }
-                        )
-    return args_list
+
+    def runs() -> Iterator[tuple]:
+        for trial_seed, dataset in itertools.product(range(n_trials), dataset_names):
+            combinations = all_test_env_combinations(datasets.num_environments(dataset))
+            choices = [c for c in combinations if len(c) == 1 or not single_test_envs]
+            draws = range(n_hparams_from, n_hparams)
+            for algorithm, *rest in itertools.product(algorithms, choices, draws):
+                yield dataset, algorithm, *rest, trial_seed
+
+    return [
+        {
+            "dataset": dataset,
+            "algorithm": algorithm,
+            "test_envs": test_envs,
+            "holdout_fraction": holdout_fraction,
+            "hparams_seed": hparams_seed,
+            "data_dir": data_dir,
+            "task": task,
+            "trial_seed": trial_seed,
+            "seed": misc.seed_hash(
+                dataset, algorithm, test_envs, hparams_seed, trial_seed
+            ),
+            **given,
+        }
+        for dataset, algorithm, test_envs, hparams_seed, trial_seed in runs()
+    ]
 
 
 def ask_for_confirmation() -> None:
@@ -164,7 +165,11 @@ class ArgumentParser(argparse.ArgumentParser):
     """argparse with `@FILE` read line by line as a shell would, comments left out."""
 
     def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
-        return with_hparams_read(shlex.split(arg_line, comments=True))
+        try:
+            words = shlex.split(arg_line, comments=True)
+        except ValueError as error:  # a quote that is not closed
+            raise InputError(f"cannot read the flags {arg_line}: {error}.") from None
+        return with_hparams_read(words)
 
 
 def with_hparams_read(words: list[str]) -> list[str]:
@@ -283,7 +288,8 @@ def report_failures(failed: list[Job]) -> None:
     print(f"{len(failed)} jobs failed:", file=sys.stderr)
     for job in failed:
         log = Path(job.output_dir) / "err.txt"
-        lines = log.read_text().split("\n") if log.exists() else []
+        text = log.read_text(errors="replace") if log.exists() else ""
+        lines = text.split("\n")
         last = next((line for line in reversed(lines) if line.strip()), "no log")
         print(f"{job}: {last.strip()}", file=sys.stderr)
     raise SystemExit(1)
