@@ -86,6 +86,13 @@ def in_order(present: set[str], known: list[str]) -> list[str]:
     return [n for n in known if n in present] + sorted(present - set(known))
 
 
+def with_average(cells: list[tuple]) -> list[str | float]:
+    """A row: the cells' texts and the mean of their means, "X" if one is missing."""
+    means = [mean for mean, _, _ in cells]
+    average = "X" if None in means else float(np.mean(means))
+    return [*(text for _, _, text in cells), average]
+
+
 def dataset_table(accs: Q, dataset: str, names: list[str], latex: bool) -> list[list]:
     """A row of cells per algorithm: each environment over the trials, then Avg."""
     rows = []
@@ -95,9 +102,7 @@ def dataset_table(accs: Q, dataset: str, names: list[str], latex: bool) -> list[
             format_mean(own.filter_equals("test_env", env).select("acc"), latex)
             for env in range(datasets.num_environments(dataset))
         ]
-        means = [mean for mean, _, _ in cells]
-        average = "X" if None in means else float(np.mean(means))
-        rows.append([*(text for _, _, text in cells), average])
+        rows.append(with_average(cells))
     return rows
 
 
@@ -115,9 +120,7 @@ def averages_table(
                 .map(lambda _, group: group.select("acc").mean())
             )
             cells.append(format_mean(trials, latex))
-        means = [mean for mean, _, _ in cells]
-        average = "X" if None in means else float(np.mean(means))
-        rows.append([*(text for _, _, text in cells), average])
+        rows.append(with_average(cells))
     return rows
 
 
