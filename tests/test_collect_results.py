@@ -8,6 +8,8 @@ from conftest import CONTRACT, make_image_folder, unpacked_sweep
 
 from domainbed.scripts import collect_results, list_top_hparams
 
+ERM_ON_PACS = ["--dataset", "PACS", "--algorithm", "ERM", "--test_env", "1"]
+
 
 @pytest.mark.parametrize("sweep", ["single", "pairs"])
 @pytest.mark.parametrize("flag, kind", [(None, "txt"), ("--latex", "tex")])
@@ -26,6 +28,34 @@ def test_top_hparams_are_upstreams(tmp_path, capsys):
     list_top_hparams.main(["--input_dir", str(folder), *of])
     name = "list_top_single_TerraIncognita_ERM_1.txt"
     assert capsys.readouterr().out == (CONTRACT / name).read_text()
+
+
+def test_a_tables_columns_are_those_of_its_rows(capsys):
+    table = [["1", 2], ["3", 4.25]]
+    collect_results.print_table(table, "Title", ["R1", "R2"], ["C1", "C2"])
+    assert capsys.readouterr().out.splitlines() == [
+        "",
+        r"\begin{center}",
+        r"\adjustbox{max width=\textwidth}{%",
+        r"\begin{tabular}{lcc}",
+        r"\toprule",
+        r"\textbf{C1 & \textbf{C2 \\",
+        r"\midrule",
+        r"R1         & 1          & 2          \\",
+        r"R2         & 3          & 4.2        \\",
+        r"\bottomrule",
+        r"\end{tabular}}",
+        r"\end{center}",
+    ]
+    collect_results.print_table(table, "Title", ["R1", "R2"], ["C1", "C2"], latex=False)
+    assert capsys.readouterr().out.splitlines() == [
+        "",
+        "-------- Title",
+        "C1          C2         ",
+        "R1          1           2          ",
+        "R2          3           4.2        ",
+    ]
+    assert table == [["1", 2], ["3", 4.25]]  # as it was given
 
 
 def write_run(folder, name, **args):
@@ -131,8 +161,7 @@ def test_auto_lr_merges_runs_that_differ_in_their_split(tmp_path, capsys):
 @pytest.mark.parametrize("script", [collect_results, list_top_hparams])
 def test_a_folder_that_is_not_there_is_named(script, tmp_path, capsys):
     missing = tmp_path / "nowhere"
-    of = ["--dataset", "PACS", "--algorithm", "ERM", "--test_env", "1"]
-    flags = of if script is list_top_hparams else []
+    flags = ERM_ON_PACS if script is list_top_hparams else []
     with pytest.raises(SystemExit) as ended:
         script.main(["--input_dir", str(missing), *flags])
     assert ended.value.code == 2
@@ -140,12 +169,38 @@ def test_a_folder_that_is_not_there_is_named(script, tmp_path, capsys):
     assert not missing.exists()
 
 
-def test_an_empty_folder_leaves_no_table_behind(tmp_path, capsys):
+@pytest.mark.parametrize("script", [collect_results, list_top_hparams])
+def test_an_empty_folder_leaves_no_table_behind(script, tmp_path, capsys):
+    flags = ERM_ON_PACS if script is list_top_hparams else []
     with pytest.raises(SystemExit) as ended:
-        collect_results.main(["--input_dir", str(tmp_path)])
+        script.main(["--input_dir", str(tmp_path), *flags])
     assert ended.value.code == 2
-    assert "holds no results.jsonl" in capsys.readouterr().err
+    captured = capsys.readouterr()
+    assert f"--input_dir {tmp_path} holds no results.jsonl" in captured.err
+    assert captured.out == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_table_that_cannot_be_written_is_printed_still(tmp_path, capsys):
+    write_run(tmp_path, "run")
+    (tmp_path / "results.txt").mkdir()  # root may write anywhere, but not to a folder
+    collect_results.main(["--input_dir", str(tmp_path)])
+    captured = capsys.readouterr()
+    assert captured.out.startswith("Total records: 1\n")
+    assert "Averages, model selection method: test-domain" in captured.out
+    assert f"warning: cannot write {tmp_path / 'results.txt'}" in captured.err
+
+
+def test_top_hparams_of_an_algorithm_that_is_not_registered(tmp_path, capsys):
+    write_run(tmp_path, "theirs", algorithm="Theirs")
+    of = ["--input_dir", str(tmp_path), "--dataset", "PACS", "--test_env", "0"]
+    list_top_hparams.main([*of, "--algorithm", "Theirs"])
+    assert "\t\t\ttheirs\n" in capsys.readouterr().out
+    for name, word in (("algorithm", "Thiers"), ("dataset", "PACT")):
+        with pytest.raises(SystemExit) as ended:
+            list_top_hparams.main([*of, "--algorithm", "Theirs", f"--{name}", word])
+        assert ended.value.code == 2
+        assert f"Unknown {name} '{word}'" in capsys.readouterr().err
 
 
 def test_a_mean_has_the_error_of_the_mean():

@@ -39,10 +39,18 @@ def test_multi_gpu_gives_each_gpu_one_job_at_a_time(monkeypatch):
     assert {gpu for _, gpu in ran} == {"3", "GPU-a"}
 
 
-def test_multi_gpu_without_a_gpu_says_so(monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+@pytest.mark.parametrize("named", ["", "-1", "-1,0"])
+def test_multi_gpu_without_a_gpu_says_so(named, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
     with pytest.raises(InputError, match="finds no GPU here"):
         command_launchers.get_launcher("multi_gpu")
+    with pytest.raises(InputError, match="finds no GPU here"):
+        command_launchers.REGISTRY["multi_gpu"](["true"])
+
+
+def test_a_negative_gpu_hides_those_after_it(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,0,-1,1")
+    assert command_launchers.visible_gpus() == ["2", "0"]
 
 
 def test_an_unknown_launcher_suggests_the_nearest():

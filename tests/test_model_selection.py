@@ -90,6 +90,14 @@ def test_a_record_without_accuracies_says_nothing(method):
 
 
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("nothing", [(None, 0.5), (0.5, None)])
+def test_a_null_accuracy_is_none(method, nothing):
+    test_acc, val_acc = nothing
+    accs = [test_acc, 0.1, 0.1], [val_acc, val_acc, 0.1]
+    assert method.run_acc(Q([record([0], 0, *accs)])) is None
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_the_best_draw_wins_and_nan_never_does(method):
     records = Q(
         [

@@ -45,6 +45,15 @@ def test_functions_of_two_arguments_take_pairs_apart():
     assert several.select(lambda age, group: age) == [30]
 
 
+def test_an_argument_with_a_default_is_not_asked_of_the_record():
+    assert PEOPLE.filter(lambda p, age=30: p["age"] == age).select("name") == [
+        "Al",
+        "Cy",
+    ]
+    assert Q([(1, 2)]).map(lambda a, b, scale=10: scale * (a + b)) == [30]
+    assert Q([1.5, 2.25]).map(round) == [2, 2]
+
+
 def test_filters():
     assert PEOPLE.filter_equals("age,home.city", (30, "Oslo")).select("name") == ["Cy"]
     assert PEOPLE.filter(lambda p: p["age"] > 30).select("name") == ["Bo"]

@@ -7,7 +7,7 @@ import pytest
 from conftest import CONTRACT, make_image_folder
 
 from domainbed import command_launchers
-from domainbed.scripts import collect_results, sweep
+from domainbed.scripts import collect_results, sweep, train
 
 GOLDEN = json.loads((CONTRACT / "golden.json").read_text())
 
@@ -25,6 +25,22 @@ def test_a_jobs_folder_keeps_the_sweeps_spelling(folder):
     job = sweep.Job(train_args, folder)
     assert job.output_dir == f"{folder.rstrip('/')}/{name}"
     assert f"--output_dir {job.output_dir} " in job.command_str
+
+
+def test_a_job_needs_no_argument_of_its_own_and_goes_through_its_states(tmp_path):
+    job = sweep.Job({"foo": "bar"}, str(tmp_path))
+    assert job.state == sweep.Job.NOT_LAUNCHED
+    launched = []
+    assert sweep.Job.launch([job], launched.extend) == []
+    assert launched == [
+        f"python -m domainbed.scripts.train --foo bar --output_dir {job.output_dir}"
+    ]
+    assert job.state == sweep.Job.INCOMPLETE
+    with open(f"{job.output_dir}/done", "w") as file:
+        file.write("done")
+    assert sweep.Job({"foo": "bar"}, str(tmp_path)).state == sweep.Job.DONE
+    sweep.Job.delete([job])
+    assert job.state == sweep.Job.NOT_LAUNCHED
 
 
 def make_args_list(**changes):
@@ -166,6 +182,16 @@ def test_flags_can_be_read_from_a_file(tmp_path, ran):
     assert all("--hparams '{\"lr\": 0.01}'" in command for command, _ in ran)
 
 
+def test_a_quote_left_open_in_a_file_of_flags_is_named(tmp_path, ran, capsys):
+    flags = tmp_path / "flags.txt"
+    flags.write_text('--n_hparams 1\n--hparams \'{"lr": 0.01}\n')
+    with pytest.raises(SystemExit) as ended:
+        launch(tmp_path / "out", f"@{flags}")
+    assert ended.value.code == 2
+    assert 'cannot read the flags --hparams \'{"lr": 0.01}' in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("form", ["json", "file", "pairs", "flags file"])
 def test_jobs_are_the_same_for_every_form_of_equal_hparams(form, tmp_path, ran):
     file = tmp_path / "h.json"
@@ -220,8 +246,8 @@ def test_failed_jobs_are_listed_and_the_exit_status_says_so(
         if "LFA" not in command:
             return 0
         folder = command.split("--output_dir ")[1].split()[0]
-        with open(f"{folder}/err.txt", "w") as log:
-            log.write("Traceback\nMemoryError: no more\n\n")
+        with open(f"{folder}/err.txt", "wb") as log:
+            log.write(b"Traceback \xe9\nMemoryError: no more\n\n")  # not UTF-8
         return 1
 
     monkeypatch.setattr(command_launchers, "run_command", fail_lfa)
@@ -258,8 +284,23 @@ def test_wrong_input_launches_nothing(flags, says, tmp_path, ran, capsys, monkey
     assert ran == []
 
 
-def test_a_sweep_from_launch_to_table(tmp_path, capsys):
-    """Real jobs in real processes, then the table, read back from the same folder."""
+@pytest.mark.filterwarnings("ignore:no class names")
+def test_a_sweep_from_launch_to_table(tmp_path, monkeypatch, capsys):
+    """Real jobs, then the table, read back from the same folder.
+
+    The first job runs in a process of its own, the others here: torch is loaded.
+    """
+    processes = []
+    run_command = command_launchers.run_command
+
+    def run_here(command):
+        if not processes:
+            processes.append(command)
+            return run_command(command)
+        train.main(shlex.split(command)[3:])  # without python -m domainbed...
+        return 0
+
+    monkeypatch.setattr(command_launchers, "run_command", run_here)
     launch(tmp_path, "--steps", "2", launcher="local")
     capsys.readouterr()
     launch(tmp_path, "--steps", "2", launcher="local")
