@@ -1,4 +1,5 @@
 import os
+import sys
 import threading
 
 import pytest
@@ -7,11 +8,12 @@ from domainbed import command_launchers
 from domainbed.lib.errors import InputError, UnknownNameError
 
 
-def test_commands_run_with_this_python_and_their_status_is_kept(tmp_path):
+def test_commands_run_with_this_python_and_their_status_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")  # as where no environment is activated
     out = tmp_path / "out"
-    command = f"python -c 'import domainbed, sys; sys.exit(3)' ; echo $? $X > {out}"
-    assert command_launchers.run_command(command, X="given") == 0
-    assert out.read_text() == "3 given\n"
+    command = f"(python -c 'import sys; print(sys.prefix)'; echo $X) > {out}; exit 3"
+    assert command_launchers.run_command(command, X="given") == 3
+    assert out.read_text() == f"{sys.prefix}\ngiven\n"
     statuses = command_launchers.REGISTRY["local"](["exit 4", "true"])
     assert statuses == [4, 0]
 
