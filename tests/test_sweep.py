@@ -159,6 +159,20 @@ def test_deletion_asks(answer, left, tmp_path, ran, monkeypatch):
     assert len(list(tmp_path.iterdir())) == left
 
 
+def test_nobody_to_ask_means_no(tmp_path, ran, monkeypatch, capsys):
+    def closed(prompt):
+        raise EOFError
+
+    monkeypatch.setattr("builtins.input", closed)
+    where = ["--output_dir", str(tmp_path / "out"), "--command_launcher", "local"]
+    with pytest.raises(SystemExit) as ended:
+        sweep.main(["launch", *SIX_JOBS, *where])
+    assert ended.value.code == 0
+    assert "Nevermind!" in capsys.readouterr().out
+    assert ran == []
+    assert not (tmp_path / "out").exists()
+
+
 def test_dummy_prints_the_commands(tmp_path, capsys):
     launch(tmp_path)
     printed = [

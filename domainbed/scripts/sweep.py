@@ -156,7 +156,11 @@ def make_args_list(
 
 def ask_for_confirmation() -> None:
     """Go on at "y", else end with exit status 0."""
-    if input("Are you sure? (y/n) ").lower().strip()[:1] != "y":
+    try:
+        answer = input("Are you sure? (y/n) ")
+    except EOFError:  # nobody is there to ask
+        answer = "n"
+    if answer.lower().strip()[:1] != "y":
         print("Nevermind!")
         raise SystemExit(0)
 
