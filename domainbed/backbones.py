@@ -200,10 +200,8 @@ def read_clip(name: str) -> tuple[CLIP, Compose]:
             "CLIP backbone", name, ["emoji", *clip.available_models(), "a path"]
         )
     try:
-        with (
-            warnings.catch_warnings()
-        ):  # it tries TorchScript first, which is deprecated
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it tries TorchScript, which is deprecated
             return clip.load(path, device="cpu")
     except urllib.error.URLError as error:
         raise InputError(

@@ -30,7 +30,7 @@ from domainbed.feature_store import (
     open_features,
 )
 from domainbed.lib import misc
-from domainbed.lib.errors import InputError
+from domainbed.lib.errors import InputError, check_at_least
 from domainbed.lib.fast_data_loader import FastDataLoader, InfiniteDataLoader
 
 EVAL_BATCH = 64  # DomainBed's; DPL-CLIP's predictions depend on it
@@ -291,11 +291,7 @@ def load_algorithm(run: str | Path) -> algorithms.Algorithm:
 
 def check_numbers(args: argparse.Namespace) -> None:
     """InputError for a count below its least value, or a fraction that leaves none."""
-    least = {"steps": 0, "checkpoint_freq": 1, "num_workers": 0}
-    for name, bound in least.items():
-        value = getattr(args, name)
-        if value is not None and value < bound:
-            raise InputError(f"--{name} is {value}; it must be at least {bound}.")
+    check_at_least(args, steps=0, checkpoint_freq=1, num_workers=0)
     for name in ("holdout_fraction", "uda_holdout_fraction"):
         value = getattr(args, name)
         if not 0 <= value < 1:

@@ -1,5 +1,6 @@
 """What the user gave was wrong: one sentence on standard error, exit status 2."""
 
+import argparse
 import difflib
 import functools
 import sys
@@ -27,6 +28,14 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     by_lower = {word.lower(): word for word in known}
     near = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
     return f" Did you mean {by_lower[near[0]]!r}?" if near else ""
+
+
+def check_at_least(args: argparse.Namespace, **bounds: int) -> None:
+    """InputError for the first argument that is given and below its least value."""
+    for name, bound in bounds.items():
+        value = getattr(args, name)
+        if value is not None and value < bound:
+            raise InputError(f"--{name} is {value}; it must be at least {bound}.")
 
 
 def exits_on_input_error(function: Callable[..., None]) -> Callable[..., None]:

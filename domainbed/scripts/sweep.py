@@ -20,7 +20,7 @@ from typing import Any
 
 from domainbed import algorithms, command_launchers, datasets, hparams_registry
 from domainbed.lib import misc
-from domainbed.lib.errors import InputError, exits_on_input_error
+from domainbed.lib.errors import InputError, check_at_least, exits_on_input_error
 from domainbed.scripts.train import HPARAMS_HELP
 
 
@@ -91,10 +91,8 @@ def stages(jobs: list[Job]) -> list[list[Job]]:
         for name in names
         if not names.isdisjoint(algorithms.get_algorithm_class(name).AFTER)
     }
-    first, second = [], []
-    for job in jobs:
-        waits = job.train_args.get("algorithm") in waiting
-        (second if waits else first).append(job)
+    first = [job for job in jobs if job.train_args.get("algorithm") not in waiting]
+    second = [job for job in jobs if job.train_args.get("algorithm") in waiting]
     return [first, second] if second else [first]
 
 
@@ -236,11 +234,7 @@ def check(args: argparse.Namespace) -> None:
             )
         for algorithm in args.algorithms:
             hparams_registry.check_hparams(algorithm, dataset, hparams)
-    for name, least in (("n_trials", 1), ("n_hparams_from", 0), ("n_hparams", 1)):
-        if getattr(args, name) < least:
-            raise InputError(
-                f"--{name} is {getattr(args, name)}; it must be at least {least}."
-            )
+    check_at_least(args, n_trials=1, n_hparams_from=0, n_hparams=1)
 
 
 @exits_on_input_error
