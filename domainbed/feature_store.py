@@ -11,6 +11,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -78,7 +79,8 @@ def describe(
         files.update(line.encode())
     return {
         "backbone": backbone.fingerprint,
-        "transform": repr(environment.transform),
+        # A function's repr ends in its address, another one in every process.
+        "transform": re.sub(" at 0x[0-9a-f]+", "", repr(environment.transform)),
         "files": files.hexdigest(),
         "images": len(environment),
         "dtype": dtype,

@@ -86,6 +86,12 @@ def test_a_second_run_computes_nothing(photos, backbone, tmp_path, count):
     assert np.array_equal(first.z, again.z)
 
 
+def test_the_key_is_the_same_in_every_process(photos, backbone):
+    facts = feature_store.describe(photos, backbone, "float16")
+    assert " at 0x" not in facts["transform"]
+    assert "_convert_image_to_rgb" in facts["transform"]
+
+
 def test_whatever_changes_gives_a_new_entry(photos, backbone, tmp_path, pacs, count):
     def entries():
         open_features(photos, backbone, tmp_path)
