@@ -1,11 +1,13 @@
 """Seeds, splits, weights and accuracy: the small facts every DomainBed run shares."""
 
+import contextlib
 import hashlib
 import json
+import os
 import random
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,11 @@ def seed_everything(seed: int) -> None:
     """Set the state of Python's, numpy's and torch's generators from one number."""
     random.seed(seed)
     np.random.seed(seed)
-    torch.manual_seed(seed)
+    # torch.manual_seed keeps a stack trace of every call until CUDA starts, which
+    # here is for ever and at every step.
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed_all(seed)
 
 
 def split_dataset(dataset: Dataset, n: int, seed: int = 0) -> tuple[Subset, Subset]:
@@ -82,11 +88,26 @@ def accuracy(
     return correct / total if total else float("nan")
 
 
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A place to write to; what stands there in the end takes the path's, whole.
+
+    After an error nothing is left of it, and what the path held before stays.
+    """
+    part = path.with_name(f"{path.name}.part")
+    try:
+        yield part
+        with open(part, "rb+") as file:
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
 def write_whole(path: Path, text: str) -> None:
     """The file appears with all of its text or not at all."""
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(text)
-    part.replace(path)
+    with whole_file(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def plain(value: Any) -> Any:
@@ -103,12 +124,13 @@ class Tee:
 
     def write(self, text: str) -> None:
         self.stream.write(text)
-        self.file.write(text)
-        self.flush()
+        self.stream.flush()
+        with contextlib.suppress(OSError):  # a full disk ends a log, not a run
+            self.file.write(text)
+            self.file.flush()
 
     def flush(self) -> None:
         self.stream.flush()
-        self.file.flush()
 
     def isatty(self) -> bool:
         return self.stream.isatty()
