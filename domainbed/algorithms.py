@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from domainbed import networks
+from domainbed.backbones import default_clip
 from domainbed.lib.registry import Registry
 
 Minibatches = list[tuple[torch.Tensor, torch.Tensor]]
@@ -49,6 +50,7 @@ class Algorithm(nn.Module):
 
     MAX_STEPS: int | None = None  # training ends after so many steps at the latest
     TAKES_FEATURES = False  # x may be layer features of a frozen CLIP, (B, L, D)
+    BATCH_MATTERS = False  # what `predict` says of an item depends on its batch
     AFTER: tuple[str, ...] = ()  # in a sweep, these algorithms' runs end before it
     ALIASES: tuple[str, ...] = ()  # further names under which it is found
 
@@ -68,7 +70,12 @@ class Algorithm(nn.Module):
         ones: name -> (default, draw). `draw(r)` makes a random value from a
         numpy RandomState; None stands for "always the default".
         """
-        return {}
+        return {
+            # images, or what a frozen CLIP makes of them: features, layers
+            "input": ("images", None),
+            "clip_backbone": (default_clip(dataset), None),
+            "feature_dtype": ("float16", None),  # of stored features
+        }
 
     def update(
         self, minibatches: Minibatches, unlabeled: list[torch.Tensor] | None = None
@@ -105,9 +112,12 @@ class ERM(Algorithm):
     @classmethod
     def hparam_rows(cls, dataset: str) -> HparamRows:
         # The Debug datasets exist for tests without network.
-        return {
+        return super().hparam_rows(dataset) | {
             "pretrained": (not dataset.startswith("Debug"), None),
             "backbone": ("", None),  # a timm model's name; without one, a ResNet
+            "mlp_width": (256, None),  # of the network that takes vectors
+            "mlp_depth": (3, None),
+            "mlp_dropout": (0.0, None),
         }
 
     def update(self, minibatches, unlabeled=None):

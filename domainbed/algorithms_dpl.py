@@ -31,6 +31,8 @@ class DPLCLIP(CLIPAlgorithm):
     shorter. Other batches give other accuracies.
     """
 
+    BATCH_MATTERS = True
+
     @classmethod
     def hparam_rows(cls, dataset):
         return super().hparam_rows(dataset) | {

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from domainbed.algorithms import Algorithm, Minibatches, register
-from domainbed.backbones import CLIPBackbone, load_clip
+from domainbed.backbones import CLIPBackbone, default_clip, load_clip
 from domainbed.lib.errors import InputError
 
 TENSOR_DATASETS = ("Debug28", "Debug224", "RotatedMNIST", "ColoredMNIST")
@@ -95,9 +95,8 @@ class CLIPAlgorithm(Algorithm):
 
     @classmethod
     def hparam_rows(cls, dataset):
-        embedded = dataset == "EmojiDG" or dataset.startswith("Debug")
         return {
-            "clip_backbone": ("emoji" if embedded else "ViT-B/16", None),
+            "clip_backbone": (default_clip(dataset), None),
             "clip_transform": (dataset not in TENSOR_DATASETS, None),
             "feature_dtype": ("float16", None),  # of stored features
             "prompt": ("a photo of a {name}", None),

@@ -64,6 +64,11 @@ class CLIPBackbone(nn.Module):
         return self.model.text_projection
 
     @property
+    def n_image_layers(self) -> int:
+        """L of the image tower."""
+        return len(self.model.visual.transformer.resblocks)
+
+    @property
     def token_embedding(self) -> nn.Embedding:
         """A row of width W for each token."""
         return self.model.token_embedding
@@ -200,7 +205,9 @@ def read_clip(name: str) -> tuple[CLIP, Compose]:
             "CLIP backbone", name, ["emoji", *clip.available_models(), "a path"]
         )
     try:
-        with warnings.catch_warnings():
+        # Weights are drawn before they are read; whether this model was read before
+        # must not change the numbers that are drawn after it.
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it tries TorchScript, which is deprecated
             return clip.load(path, device="cpu")
     except urllib.error.URLError as error:
@@ -208,6 +215,12 @@ def read_clip(name: str) -> tuple[CLIP, Compose]:
             f"cannot download CLIP {name!r} ({error.reason}); give a checkpoint's path "
             """instead: --hparams '{"clip_backbone": "/path/to/model.pt"}'"""
         ) from error
+
+
+def default_clip(dataset: str) -> str:
+    """The CLIP for a dataset: the one that ships with the package for what does too."""
+    embedded = dataset == "EmojiDG" or dataset.startswith("Debug")
+    return "emoji" if embedded else "ViT-B/16"
 
 
 def load_clip(name: str) -> CLIPBackbone:

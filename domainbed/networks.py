@@ -23,10 +23,15 @@ def Featurizer(input_shape: tuple[int, ...], hparams: dict[str, Any]) -> nn.Modu
     for name in NOT_HERE:
         if hparams.get(name):
             raise InputError(f"hyperparameter {name!r} can only be False here.")
+    if len(input_shape) == 1:
+        if hparams.get("backbone"):
+            raise InputError(
+                f"the backbone {hparams['backbone']!r} takes images, not vectors; "
+                "leave hyperparameter input at 'images'."
+            )
+        return MLP(input_shape[0], hparams.get("mlp_width", 256), hparams)
     if hparams.get("backbone"):
         return TimmModel(input_shape, hparams)
-    if len(input_shape) == 1:
-        return MLP(input_shape[0], hparams.get("mlp_width", 256), hparams)
     if input_shape[1:] == (28, 28):
         return MNIST_CNN(input_shape)
     return ResNet(input_shape, hparams)

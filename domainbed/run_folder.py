@@ -92,7 +92,6 @@ class RunFolder:
                 f"another process works in {self.path} (process {beat['pid']} on "
                 f"{beat['host']}); wait for it or name another --output_dir."
             ) from None
-        (self.path / "failed").unlink(missing_ok=True)
         beat = {"host": socket.gethostname(), "pid": os.getpid()}
         misc.write_whole(self.path / "heartbeat", json.dumps(beat))
         ended = threading.Event()
@@ -122,6 +121,10 @@ class RunFolder:
         }
         with contextlib.suppress(OSError):  # the disk may be what failed
             misc.write_whole(self.path / "failed", json.dumps(facts, indent=1))
+
+    def forget_failure(self) -> None:
+        """A new attempt has begun."""
+        (self.path / "failed").unlink(missing_ok=True)
 
     def failure(self) -> dict[str, Any] | None:
         """What `fail` recorded, {} if that cannot be read, None if nothing."""

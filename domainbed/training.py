@@ -23,17 +23,21 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Subset
 
-from domainbed import algorithms, datasets, hparams_registry
+from domainbed import algorithms, datasets, hparams_registry, provenance
+from domainbed.backbones import CLIPBackbone, load_clip
 from domainbed.feature_store import (
     StoredFeatures,
     default_feature_dir,
     open_features,
 )
+from domainbed.frozen_input import INPUTS, Vectors, vector_size
 from domainbed.lib import misc
-from domainbed.lib.errors import InputError, check_at_least
+from domainbed.lib.errors import InputError, UnknownNameError, check_at_least
 from domainbed.lib.fast_data_loader import FastDataLoader, InfiniteDataLoader
+from domainbed.run_records import RunRecords
 
 EVAL_BATCH = 64  # DomainBed's; DPL-CLIP's predictions depend on it
+STORED_EVAL_BATCH = 1024  # of stored features, a split in a few calls
 
 
 class Split(NamedTuple):
@@ -92,12 +96,18 @@ def make_splits(
 
 
 class Run:
-    """A prepared run: `Run(args).train()` leaves results.jsonl, model.pkl and done."""
+    """A prepared run: `Run(args).train()` leaves results.jsonl, model.pkl and done.
+
+    Where it was interrupted it goes on, with the numbers of a run that never was.
+    """
 
     def __init__(self, args: argparse.Namespace):
         check_numbers(args)
         self.args = args
         self.hparams = resolve_hparams(args)
+        # Sums in another order end in other digits: the number of threads must not
+        # depend on how many runs share the machine.
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
         misc.seed_everything(args.seed)
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.benchmark = False
@@ -105,7 +115,10 @@ class Run:
         algorithm_class = algorithms.get_algorithm_class(args.algorithm)
         dataset_class = datasets.get_dataset_class(args.dataset)
         args.test_envs = environment_numbers(args.test_envs, dataset_class.ENVIRONMENTS)
+        self.input = check_input(self.hparams.get("input", "images"))
         asked = {"allow_missing_classes": args.allow_missing_classes}
+        if self.input != "images":
+            asked["clip_transform"] = True
         self.dataset = dataset_class(
             args.data_dir, args.test_envs, self.hparams | asked
         )
@@ -113,8 +126,11 @@ class Run:
         facts = {"run": vars(args)}  # beside the hparams; plain types, they are saved
         if self.dataset.class_names:
             facts["class_names"] = self.dataset.class_names
+        self.input_shape = self.dataset.input_shape
+        if self.input != "images":
+            self.input_shape = (vector_size(self.backbone, self.input),)
         self.algorithm = algorithm_class(
-            self.dataset.input_shape,
+            self.input_shape,
             self.dataset.num_classes,
             len(self.dataset) - len(args.test_envs),
             facts | self.hparams,
@@ -123,25 +139,45 @@ class Run:
         self.n_steps = min(n_steps, algorithm_class.MAX_STEPS or n_steps)
         self.checkpoint_freq = args.checkpoint_freq or self.dataset.CHECKPOINT_FREQ
         self.output_dir = Path(args.output_dir)
-        self.records: list[dict[str, Any]] = []
+        self.records = RunRecords(self.output_dir)
+        self.stepping = False  # whether `train` can be stopped between two steps
+        self.stopping = False  # set by whoever wants it to save its state and return
 
     @functools.cached_property
-    def stored(self) -> list[StoredFeatures] | None:
-        """Every environment's layer features, computed once; None if it cannot be.
+    def backbone(self) -> CLIPBackbone:
+        """The frozen CLIP that makes stored features."""
+        if self.input == "images":
+            return self.algorithm.backbone
+        return load_clip(self.hparams["clip_backbone"]).to(self.device)
 
-        It can where the tower is frozen and chance has no part in what it sees.
+    @functools.cached_property
+    def stored(self) -> list[StoredFeatures] | list[Vectors] | None:
+        """What a frozen CLIP makes of every environment, computed once.
+
+        Layer features where the tower is frozen and chance has no part in what it
+        sees, else None; vectors of them where the hparam `input` wants vectors.
         """
-        if not (
-            self.algorithm.TAKES_FEATURES
-            and self.hparams["clip_transform"]
-            and isinstance(self.dataset[0], datasets.ImageEnvironment)
-            and not self.args.no_feature_store
-        ):
-            return None
+        stores = isinstance(self.dataset[0], datasets.ImageEnvironment)
+        stores = stores and not self.args.no_feature_store
+        if self.input != "images":
+            if not stores:
+                raise InputError(
+                    f"hyperparameter input is {self.input!r}, which needs a dataset of "
+                    "image folders and the feature store (no --no_feature_store)."
+                )
+            own = self.backbone.image_projection.cpu()
+            projection = own if self.input == "features" else None
+            return [Vectors(stored, projection) for stored in self.open_features()]
+        if self.algorithm.TAKES_FEATURES and self.hparams["clip_transform"] and stores:
+            return self.open_features()
+        return None
+
+    def open_features(self) -> list[StoredFeatures]:
+        """Every environment's entry in the feature store."""
         return [
             open_features(
                 environment,
-                self.algorithm.backbone,
+                self.backbone,
                 Path(self.args.feature_dir or default_feature_dir(self.args.data_dir)),
                 self.hparams["feature_dtype"],
                 self.workers(1),
@@ -167,8 +203,10 @@ class Run:
             return self.args.num_workers
         return min(self.dataset.N_WORKERS, (os.cpu_count() or 1) // (n_loaders + 1))
 
-    def loaders(self, part: str) -> list[InfiniteDataLoader]:
-        """Endless batches of every split of that part that training may see."""
+    def loaders(self, part: str, first: int = 0) -> list[InfiniteDataLoader]:
+        """Endless batches, from number `first` on, of every split of that part that
+        training may see.
+        """
         seen_in_test = part == "uda"
         splits = [
             split
@@ -182,38 +220,107 @@ class Run:
                 self.hparams["batch_size"],
                 self.workers(len(splits)),
                 seed=misc.seed_hash(self.args.seed, split.name),
+                first=first,
             )
             for split in splits
         ]
 
     def train(self) -> None:
-        """Take every step; at each checkpoint evaluate and append a record."""
+        """Take every step; at each checkpoint evaluate and append a record.
+
+        Goes on where the folder's run was interrupted. Returns early, its state saved,
+        once `stopping` is set.
+        """
+        first, logged = self.resume()
         in_sizes = [len(split.keys) for split in self.splits if split.part == "in"]
         steps_per_epoch = min(in_sizes) / self.hparams["batch_size"]
         adapting = self.args.task == "domain_adaptation"
-        labeled = zip(*self.loaders("in"), strict=True)
-        unlabeled = zip(*self.loaders("uda"), strict=True) if adapting else None
-        logged = defaultdict(list)  # since the last checkpoint
-        for step in range(self.n_steps):
-            started = time.time()
+        labeled = zip(*self.loaders("in", first), strict=True)
+        unlabeled = zip(*self.loaders("uda", first), strict=True) if adapting else None
+        self.stepping = True
+        for step in range(first, self.n_steps):
+            started = time.perf_counter()
             misc.seed_everything(misc.seed_hash(self.args.seed, "step", step))
             minibatches = [self.to_device(batch) for batch in next(labeled)]
             targets = unlabeled and [self.to_device(b)[0] for b in next(unlabeled)]
             for name, value in self.algorithm.update(minibatches, targets).items():
                 logged[name].append(value)
-            logged["step_time"].append(time.time() - started)
+            logged["step_time"].append(time.perf_counter() - started)
             if step % self.checkpoint_freq == 0 or step == self.n_steps - 1:
                 means = {name: float(np.mean(v)) for name, v in logged.items()}
                 logged.clear()
                 self.record({"step": step, "epoch": step / steps_per_epoch} | means)
                 if self.args.save_model_every_checkpoint:
                     self.save_model(f"model_step{step}.pkl")
+                self.save_state(step + 1, logged)
+            if self.stopping:
+                self.save_state(step + 1, logged)
+                print(f"stopped after step {step}; the same command goes on from there")
+                return
         if not self.n_steps:
             self.record({"step": 0, "epoch": 0.0})
         if not self.args.skip_model_save:
             self.save_model("model.pkl")
-        misc.write_whole(self.output_dir / "done", "done")
+        self.records.finish()
         self.print_summary()
+
+    def resume(self) -> tuple[int, defaultdict[str, list[float]]]:
+        """The step to take next, and what was logged since the last checkpoint.
+
+        Before the first step the folder is made ready: what an interruption left half
+        done is cut off, the state is loaded, run.json says what the run is made from.
+        """
+        state = self.records.load_state()
+        if state is None:
+            misc.write_whole(self.records.about, json.dumps(self.about(), indent=1))
+            return 0, defaultdict(list)
+        self.algorithm.load_state_dict(state["algorithm"])
+        for name, optimizer in self.optimizers().items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        print(f"goes on from step {state['step']}")
+        return state["step"], defaultdict(list, state["logged"])
+
+    def save_state(self, step: int, logged: dict[str, list[float]]) -> None:
+        """Write all that a later process needs to go on with that step.
+
+        Generators and samplers need nothing: they are functions of the step.
+        """
+        self.records.save_state(
+            {
+                "step": step,
+                "logged": {name: list(map(float, v)) for name, v in logged.items()},
+                "algorithm": self.algorithm.state_dict(),
+                "optimizers": {
+                    name: optimizer.state_dict()
+                    for name, optimizer in self.optimizers().items()
+                },
+            }
+        )
+
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """The algorithm's optimizers, by the names of its attributes."""
+        return {
+            name: value
+            for name, value in vars(self.algorithm).items()
+            if isinstance(value, torch.optim.Optimizer)
+        }
+
+    def about(self) -> dict[str, Any]:
+        """What this run is made from, in plain types: the content of run.json."""
+        trainable = [p for p in self.algorithm.parameters() if p.requires_grad]
+        splits = (f"{split.name} {split.keys}" for split in self.splits)
+        return misc.plain(
+            {
+                "args": vars(self.args),
+                "hparams": self.hparams,
+                "parameters": sum(p.numel() for p in trainable),
+                "versions": provenance.versions(),
+                "git": provenance.git_state(),
+                "device": provenance.device_name(),
+                "dataset": provenance.dataset_fingerprint(self.dataset),
+                "split": provenance.digest(splits),
+            }
+        )
 
     def to_device(self, batch: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         return tuple(tensor.to(self.device) for tensor in batch)
@@ -221,12 +328,11 @@ class Run:
     def evaluate(self) -> dict[str, float]:
         """Accuracy on every split, items unaugmented and in order."""
         accuracies = {}
+        large = self.stored and not self.algorithm.BATCH_MATTERS
+        batch_size = STORED_EVAL_BATCH if large else EVAL_BATCH
         for split in self.splits:
-            loader = FastDataLoader(
-                self.items(split, to_train=False),
-                EVAL_BATCH,
-                self.workers(1),
-            )
+            items = self.items(split, to_train=False)
+            loader = FastDataLoader(items, batch_size, self.workers(1))
             accuracies[f"{split.name}_acc"] = misc.accuracy(
                 self.algorithm, loader, split.weights, self.device
             )
@@ -238,17 +344,16 @@ class Run:
         if values["step"] == 0:
             print_row(sorted(results))
         print_row([results[name] for name in sorted(results)])
-        self.records.append(results)
-        results = results | {"hparams": self.hparams, "args": vars(self.args)}
-        with open(self.output_dir / "results.jsonl", "a") as file:
-            file.write(json.dumps(misc.plain(results), sort_keys=True) + "\n")
+        facts = {"hparams": self.hparams, "args": vars(self.args)}
+        self.records.append(results | facts)
 
     def print_summary(self) -> None:
         """Say in words what the run reached on each test environment."""
         trained = {*range(len(self.dataset))} - {*self.args.test_envs}
         keys = [f"env{i}_out_acc" for i in sorted(trained)]
-        keys = [key for key in keys if key in self.records[0]]
-        best = max(self.records, key=lambda r: np.mean([r[key] for key in keys] or 0))
+        records = self.records.read()
+        keys = [key for key in keys if key in records[0]]
+        best = max(records, key=lambda r: np.mean([r[key] for key in keys] or 0))
         for env in self.args.test_envs:
             name = self.dataset.environment_name(env)
             accuracy = 100 * best[f"env{env}_in_acc"]
@@ -260,20 +365,18 @@ class Run:
     def save_model(self, filename: str) -> None:
         """Write what trains, and what rebuilds the algorithm around it."""
         state = self.algorithm.state_dict()
-        torch.save(
-            {
-                "args": vars(self.args),
-                "model_input_shape": self.dataset.input_shape,
-                "model_num_classes": self.dataset.num_classes,
-                "model_num_domains": len(self.dataset) - len(self.args.test_envs),
-                "model_hparams": self.algorithm.hparams,
-                "model_dict": {
-                    name: value.cpu() if isinstance(value, torch.Tensor) else value
-                    for name, value in state.items()
-                },
+        model = {
+            "args": vars(self.args),
+            "model_input_shape": self.input_shape,
+            "model_num_classes": self.dataset.num_classes,
+            "model_num_domains": len(self.dataset) - len(self.args.test_envs),
+            "model_hparams": self.algorithm.hparams,
+            "model_dict": {
+                name: value.cpu() if isinstance(value, torch.Tensor) else value
+                for name, value in state.items()
             },
-            self.output_dir / filename,
-        )
+        }
+        misc.save_whole(self.output_dir / filename, model)
 
 
 def load_algorithm(run: str | Path) -> algorithms.Algorithm:
@@ -287,6 +390,13 @@ def load_algorithm(run: str | Path) -> algorithms.Algorithm:
     )
     algorithm.load_state_dict(saved["model_dict"])
     return algorithm.eval()
+
+
+def check_input(what: Any) -> str:
+    """The value of the hparam `input`; InputError if it is not one that there is."""
+    if what not in INPUTS:
+        raise UnknownNameError("value of the hyperparameter input:", what, INPUTS)
+    return what
 
 
 def check_numbers(args: argparse.Namespace) -> None:

@@ -74,10 +74,11 @@ def test_write_whole_leaves_the_old_file_when_writing_fails(tmp_path, monkeypatc
     path = tmp_path / "state"
     misc.write_whole(path, "old")
 
-    def fail(self, text):
+    def fail(file):
         raise OSError("disk full")
 
-    monkeypatch.setattr(type(path), "write_text", fail)
+    monkeypatch.setattr(misc.os, "fsync", fail)
     with pytest.raises(OSError, match="disk full"):
         misc.write_whole(path, "new")
     assert path.read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["state"]

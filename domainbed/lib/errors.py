@@ -2,10 +2,20 @@
 
 import argparse
 import difflib
+import errno
 import functools
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any
+
+# A disk that is full (also for this user, or for this file) or cannot be written.
+DISK_ERRORS = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+)
 
 
 class InputError(ValueError):

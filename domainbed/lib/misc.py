@@ -2,12 +2,13 @@
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import random
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,26 +89,24 @@ def accuracy(
     return correct / total if total else float("nan")
 
 
-@contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A place to write to; what stands there in the end takes the path's, whole.
-
-    After an error nothing is left of it, and what the path held before stays.
-    """
+def write_whole(path: Path, content: str | bytes | memoryview) -> None:
+    """The file appears with all of its content or, after an error, stays as it was."""
     part = path.with_name(f"{path.name}.part")
     try:
-        yield part
-        with open(part, "rb+") as file:
+        with open(part, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
             os.fsync(file.fileno())
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """The file appears with all of its text or not at all."""
-    with whole_file(path) as part:
-        part.write_text(text, encoding="utf-8")
+def save_whole(path: Path, value: Any) -> None:
+    """torch.save to a file that appears whole; a full disk is an OSError."""
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    write_whole(path, buffer.getbuffer())
 
 
 def plain(value: Any) -> Any:
@@ -120,14 +119,14 @@ class Tee:
 
     def __init__(self, fname: str | Path, mode: str = "a", stream: Any = None):
         self.stream = stream or sys.stdout
-        self.file = open(fname, mode)  # noqa: SIM115 (open as long as the Tee is)
+        # Unbuffered: what a full disk refused is not tried again when it is closed.
+        self.file = open(fname, f"{mode}b", buffering=0)  # noqa: SIM115
 
     def write(self, text: str) -> None:
         self.stream.write(text)
         self.stream.flush()
         with contextlib.suppress(OSError):  # a full disk ends a log, not a run
-            self.file.write(text)
-            self.file.flush()
+            self.file.write(text.encode(errors="replace"))
 
     def flush(self) -> None:
         self.stream.flush()

@@ -205,6 +205,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--seed", type=int, default=0, help="unused: a job's seed is of its arguments")
     add("--n_trials", type=int, default=3)
     add("--command_launcher", required=True, help=", ".join(command_launchers.REGISTRY))
+    add("--jobs", type=int, help="at a time, of the launcher pool")
     add("--steps", type=int)
     add("--hparams", nargs="+", help=HPARAMS_HELP)
     add("--holdout_fraction", type=float, default=0.2)
@@ -234,14 +235,14 @@ def check(args: argparse.Namespace) -> None:
             )
         for algorithm in args.algorithms:
             hparams_registry.check_hparams(algorithm, dataset, hparams)
-    check_at_least(args, n_trials=1, n_hparams_from=0, n_hparams=1)
+    check_at_least(args, n_trials=1, n_hparams_from=0, n_hparams=1, jobs=1)
 
 
 @exits_on_input_error
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     check(args)
-    launcher = command_launchers.get_launcher(args.command_launcher)
+    launcher = command_launchers.get_launcher(args.command_launcher, jobs=args.jobs)
     args_list = make_args_list(
         n_trials=args.n_trials,
         dataset_names=args.datasets,

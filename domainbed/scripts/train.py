@@ -1,19 +1,25 @@
-"""Train and evaluate one algorithm on one dataset: one run, one folder."""
+"""Train and evaluate one algorithm on one dataset: one run, one folder.
+
+The same command again goes on where the run was interrupted. SIGTERM makes it save its
+state after the present step and end with status 0.
+"""
 
 import argparse
 import contextlib
-import platform
+import os
+import signal
 import sys
 import traceback
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 
-from domainbed import __version__, training
+from domainbed import provenance, training
 from domainbed.hparams_registry import as_json
-from domainbed.lib.errors import InputError, exits_on_input_error
+from domainbed.lib.errors import DISK_ERRORS, InputError, exits_on_input_error
 from domainbed.lib.misc import Tee
+from domainbed.run_folder import RunFolder
+from domainbed.run_records import OtherRunError
 
 HPARAMS_HELP = "overrides: a JSON object, @FILE with one, or name=value ..."
 
@@ -47,6 +53,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     add("--feature_dir", help="stored layer features; default: DATA_DIR/features")
     add("--no_feature_store", action="store_true", help="compute features every time")
+    add(
+        "--strict_fingerprint",
+        action="store_true",
+        help="know images by their content, not by their size and time of change",
+    )
+    add("--no_resume", action="store_true", help="start over, forget what is there")
     add("--skip_model_save", action="store_true")
     add("--save_model_every_checkpoint", action="store_true")
     args = parser.parse_args(argv)
@@ -55,51 +67,119 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 @contextlib.contextmanager
-def logs(output_dir: Path) -> Iterator[None]:
+def logs(folder: RunFolder) -> Iterator[None]:
     """What is printed inside also goes to out.txt and err.txt, a crash's trace too."""
+    out = Tee(folder.path / "out.txt", stream=sys.stdout)
+    err = Tee(folder.log, stream=sys.stderr)
+    with (
+        contextlib.closing(out.file),
+        contextlib.closing(err.file),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def failures_recorded(folder: RunFolder) -> Iterator[None]:
+    """What goes wrong inside ends in `failed` and, with the remedy, in an exit."""
     try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        out = Tee(output_dir / "out.txt", stream=sys.stdout)
-        err = Tee(output_dir / "err.txt", stream=sys.stderr)
+        yield
+    except OtherRunError:  # the folder's own run has not failed
+        raise
+    except InputError as error:
+        folder.fail(2, str(error))
+        raise
+    except torch.cuda.OutOfMemoryError as error:
+        traceback.print_exc()
+        sentence = f"out of GPU memory ({error}); lower the hyperparameter batch_size"
     except OSError as error:
-        raise InputError(
-            f"cannot write to --output_dir {output_dir}: {error}"
-        ) from None
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            yield
-        except InputError:
-            raise
-        except Exception:
-            traceback.print_exc()
-            raise SystemExit(1) from None
+        traceback.print_exc()
+        sentence = f"{type(error).__name__}: {error}"
+        if error.errno in DISK_ERRORS:
+            sentence = (
+                f"cannot write ({error}); nothing is lost: with room on the disk the "
+                "same command goes on from the last checkpoint"
+            )
+    except Exception as error:
+        traceback.print_exc()
+        sentence = f"{type(error).__name__}: {error}"
+    else:
+        return
+    sentence = " ".join(sentence.split())
+    print(f"error: {sentence}", file=sys.stderr)
+    folder.fail(1, sentence)
+    raise SystemExit(1)
+
+
+@contextlib.contextmanager
+def stopped_by_sigterm(run: training.Run) -> Iterator[None]:
+    """SIGTERM lets the run finish its step and save its state.
+
+    Before the first step, and in a worker process that loads images, it ends at once.
+    """
+    own = os.getpid()
+
+    def stop(*_: object) -> None:
+        if not run.stepping or os.getpid() != own:
+            raise SystemExit(0)
+        run.stopping = True
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def print_header(run: training.Run) -> None:
     """Versions, arguments and hyperparameters of the run."""
-    print(f"domainbed {__version__}, python {platform.python_version()}, ", end="")
-    print(f"torch {torch.__version__}, on {run.device}")
+    versions = (" ".join(pair) for pair in provenance.versions().items())
+    print(f"{', '.join(versions)}, on {run.device}, ", end="")
+    print(f"{torch.get_num_threads()} threads (OMP_NUM_THREADS says how many)")
     for title, values in (("Args", vars(run.args)), ("HParams", run.hparams)):
         print(f"{title}:")
         for name, value in sorted(values.items()):
             print(f"\t{name}: {value}")
 
 
-def start(args: argparse.Namespace, run: training.Run | None) -> None:
-    run = run or training.Run(args)
-    print_header(run)
-    run.train()
+def make_folder(folder: RunFolder) -> None:
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        (folder.path / "out.txt").touch()
+    except OSError as error:
+        raise InputError(
+            f"cannot write to --output_dir {folder.path}: {error}"
+        ) from None
+
+
+@exits_on_input_error
+def start(folder: RunFolder, args: argparse.Namespace, run: training.Run | None):
+    """Train; the folder is there and this process's own."""
+    with failures_recorded(folder):
+        run = run or training.Run(args)
+        if args.no_resume:
+            run.records.clear()
+        run.records.check(vars(args))
+        folder.forget_failure()
+        if run.records.done.exists():
+            print(f"{folder.path} holds this run, finished; --no_resume starts over.")
+            return
+        print_header(run)
+        with stopped_by_sigterm(run):
+            run.train()
 
 
 @exits_on_input_error
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    folder = Path(args.output_dir)
+    folder = RunFolder(args.output_dir)
     # Wrong input ends before a folder is made. A folder that is there is a sweep's,
     # which looks for what went wrong in its logs.
-    run = None if folder.is_dir() else training.Run(args)
-    with logs(folder):
-        exits_on_input_error(start)(args, run)
+    run = None if folder.path.is_dir() else training.Run(args)
+    make_folder(folder)
+    with folder.held(), logs(folder):
+        start(folder, args, run)
 
 
 if __name__ == "__main__":
