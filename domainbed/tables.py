@@ -3,22 +3,29 @@
 An accuracy is a share, 0 to 1; means and errors are in percent, as tables have them.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from domainbed import algorithms, datasets
 from domainbed.lib import reporting
+from domainbed.lib.errors import InputError
 from domainbed.lib.query import Q
 from domainbed.model_selection import SelectionMethod
 
-AVERAGE = "Avg"
+AVERAGE = "Avg"  # of a dataset's environments, and of all datasets
+MEASURED = "this sweep"  # the source of what is not published
+ROW = ["source", "protocol", "algorithm"]  # what tells the rows of a wide table apart
+ABOUT = ("method", "backbone", "note", *ROW[:2], AVERAGE)  # columns of published rows
 
 
-def in_order(present: set[str], known: list[str]) -> list[str]:
+def in_order(present: Iterable[str], known: list[str]) -> list[str]:
     """The names present, in the known order, the unknown ones after."""
-    return [n for n in known if n in present] + sorted(present - set(known))
+    present = {*present}
+    return [n for n in known if n in present] + sorted(present - {*known})
 
 
 def environments(dataset: str) -> Sequence[str]:
@@ -40,22 +47,15 @@ def accuracies(records: Q, method: type[SelectionMethod]) -> pd.DataFrame:
     rows = []
     for group in groups:
         dataset, env = group["dataset"], group["test_env"]
-        names = known[dataset] or [f"env{i}" for i in range(env + 1)]
-        acc = method.sweep_acc(group["records"]) if env < len(names) else None
-        if acc is not None:
-            facts = (env, names[env], group["trial_seed"], float(acc))
-            rows.append((dataset, group["algorithm"], *facts))
+        names = known[dataset]
+        acc = method.sweep_acc(group["records"])
+        if acc is not None and (not names or env < len(names)):
+            name = names[env] if names else f"env{env}"
+            facts = (group["algorithm"], env, name, group["trial_seed"], float(acc))
+            rows.append((dataset, *facts))
     columns = ["dataset", "algorithm", "test_env", "environment", "trial_seed", "acc"]
     frame = pd.DataFrame(rows, columns=columns)
-    places = {
-        "dataset": in_order({*frame["dataset"]}, datasets.DATASETS),
-        "algorithm": in_order({*frame["algorithm"]}, algorithms.ALGORITHMS),
-    }
-    return frame.sort_values(
-        ["dataset", "algorithm", "test_env", "trial_seed"],
-        key=lambda c: c.map(places[c.name].index) if c.name in places else c,
-        ignore_index=True,
-    )
+    return _in_table_order(frame.sort_values(["test_env", "trial_seed"]))
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
@@ -63,8 +63,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
 
     err is the standard error over n trials, from the population's deviation.
     """
-    keys = ["dataset", "algorithm", "environment"]
-    return _means(frame, keys)
+    return _means(frame)
 
 
 def averages(frame: pd.DataFrame) -> pd.DataFrame:
@@ -80,14 +79,126 @@ def averages(frame: pd.DataFrame) -> pd.DataFrame:
         for (dataset, algorithm, _), accs in trials
         if len(accs) == needed[dataset]
     ]
+    columns = ["dataset", "algorithm", "environment", "acc"]
+    return _means(pd.DataFrame(rows, columns=columns))
+
+
+def _means(frame: pd.DataFrame) -> pd.DataFrame:
     keys = ["dataset", "algorithm", "environment"]
-    return _means(pd.DataFrame(rows, columns=[*keys, "acc"]), keys)
-
-
-def _means(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     groups = frame.groupby(keys, sort=False)["acc"]
     rows = [
         (*key, 100 * np.mean(accs), 100 * np.std(accs) / np.sqrt(len(accs)), len(accs))
         for key, accs in ((key, group.to_numpy()) for key, group in groups)
     ]
     return pd.DataFrame(rows, columns=[*keys, "mean", "err", "n"])
+
+
+def _in_table_order(frame: pd.DataFrame) -> pd.DataFrame:
+    """Sorted by dataset and algorithm as tables are, else in the order it has."""
+    places = {
+        "dataset": in_order(frame["dataset"], datasets.DATASETS),
+        "algorithm": in_order(frame["algorithm"], algorithms.ALGORITHMS),
+    }
+    return frame.sort_values(
+        [*places],
+        key=lambda column: column.map(places[column.name].index),
+        kind="stable",
+        ignore_index=True,
+    )
+
+
+def long_form(accs: pd.DataFrame, method: type[SelectionMethod]) -> pd.DataFrame:
+    """`summary` and `averages` of a method's choices, with `selection` and `source`."""
+    both = _in_table_order(pd.concat([summary(accs), averages(accs)]))
+    return both.assign(selection=method.name, source=MEASURED, protocol="")
+
+
+def published(file: str | Path, dataset_names: list[str]) -> pd.DataFrame:
+    """A CSV file's rows on those datasets, in long form; InputError if it has none.
+
+    It has a column `method` and, in percent, one per dataset; Avg is theirs if it is
+    over the same datasets. `source` and `protocol` say where a row is from.
+    """
+    try:
+        rows = pd.read_csv(file, dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"--baseline {file} cannot be read: {error}.") from error
+    if "method" not in rows:
+        raise InputError(f"--baseline {file} has no column 'method'.")
+    theirs = [name for name in rows.columns if name not in ABOUT]
+    names = [name for name in dataset_names if name in theirs]
+    if not names:
+        raise InputError(
+            f"--baseline {file} has no figures for {', '.join(dataset_names)}; its "
+            f"datasets are {', '.join(theirs) or 'none'}."
+        )
+    if {*theirs} == {*dataset_names} and AVERAGE in rows:
+        names = [*names, AVERAGE]
+    facts = {name: rows.get(name, "") for name in ROW[:2]}
+    frames = [
+        pd.DataFrame(
+            {
+                "dataset": name,
+                "algorithm": rows["method"],
+                "environment": AVERAGE,
+                "mean": [_percent(text, name, file) for text in rows[name]],
+                "err": math.nan,
+                "n": 0,
+                "selection": "",
+                **facts,
+            }
+        )
+        for name in names
+    ]
+    return pd.concat(frames).dropna(subset="mean").drop_duplicates(["dataset", *ROW])
+
+
+def _percent(text: str, column: str, file: str | Path) -> float:
+    """The figure in a cell, NaN in an empty one."""
+    try:
+        value = float(text) if text.strip() else math.nan
+    except ValueError:
+        value = math.inf
+    if not math.isnan(value) and not 0 <= value <= 100:
+        raise InputError(
+            f"--baseline {file} has {text!r} in column {column}; it takes percents."
+        )
+    return value
+
+
+def wide_forms(frame: pd.DataFrame, names: list[str]) -> dict[str, pd.DataFrame]:
+    """Tables of a long form: of each dataset by environment, then of Avg by dataset.
+
+    A row per algorithm of `names`, then per published one. Under each of mean, err, n
+    there is a column per environment or dataset, then Avg. With one dataset alone its
+    table is all.
+    """
+    own = [(MEASURED, "", name) for name in names]
+    present = frame["dataset"][frame["dataset"] != AVERAGE].unique().tolist()
+    forms = {}
+    for dataset in present:
+        rows = frame[frame["dataset"] == dataset]
+        seen = rows["environment"][rows["environment"] != AVERAGE].unique().tolist()
+        columns = [*(environments(dataset) or seen), AVERAGE]
+        forms[dataset] = _pivoted(rows, "environment", columns, own)
+    if len(present) > 1:
+        rows = frame[frame["environment"] == AVERAGE]
+        form = _pivoted(rows, "dataset", [*present, AVERAGE], own)
+        whole = form["mean"][present].mean(axis=1, skipna=False)
+        form["mean", AVERAGE] = whole.fillna(form["mean", AVERAGE])
+        forms[AVERAGE] = form
+    return forms
+
+
+def _pivoted(
+    rows: pd.DataFrame, column: str, columns: list[str], own: list[tuple]
+) -> pd.DataFrame:
+    others = rows.loc[rows["source"] != MEASURED, ROW].drop_duplicates()
+    index = [*own, *others.itertuples(index=False, name=None)]
+    form = rows.drop_duplicates([*ROW, column]).pivot(
+        index=ROW, columns=column, values=["mean", "err", "n"]
+    )
+    return form.reindex(
+        index=pd.MultiIndex.from_tuples(index, names=ROW),
+        columns=pd.MultiIndex.from_product([["mean", "err", "n"], columns]),
+    )

@@ -16,13 +16,14 @@ def write(folder, *lines):
 
 def test_records_come_run_by_run_in_sorted_order(tmp_path, capsys):
     for name in ("b", "a"):
-        lines = [json.dumps(record([0], step) | {"run": name}) for step in range(2)]
+        lines = [json.dumps(record([0], step, run=name)) for step in range(2)]
         write(tmp_path / name, *lines)
     (tmp_path / "unrelated").mkdir()
     (tmp_path / "results.txt").write_text("")
     read = load_records(tmp_path)
-    assert read.select("run,step") == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
-    assert capsys.readouterr().err == ""
+    assert read.select("args.run,step") == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
+    unrelated = f"1 folders hold no records: {tmp_path / 'unrelated'}\n"
+    assert capsys.readouterr().err == unrelated
 
 
 def test_broken_records_are_named_and_left_out(tmp_path, capsys):

@@ -1,8 +1,10 @@
 """Records: what runs wrote to results.jsonl, read back and put into groups."""
 
 import json
+import math
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,45 +12,162 @@ from tqdm import tqdm
 
 from domainbed.lib.query import Q
 
-KEYS = {"trial_seed", "dataset", "algorithm", "hparams_seed"}  # of a record's args
+PLACES = ("output_dir", "data_dir")  # of a record's args: where, not what
+DEPTH = 20  # of lists and objects in each other; no run writes so many
+# What may be said of the folders read: how many of what, where.
+BROKEN = "warning: {} broken records left out: {}"
+REPEATED = "warning: {} runs have records of one step twice, the last count: {}"
+COPIED = "warning: {} runs stand in several folders and count once: {}"
+DIVERGED = "warning: {} runs have a NaN loss: {}"
+EMPTY = "{} folders hold no records: {}"
+PROBLEMS = (BROKEN, REPEATED, COPIED, DIVERGED, EMPTY)
+ACCURACY = re.compile(r"(?:fd_)?env(.*)_(?:in|out|uda)_acc", re.DOTALL)
 
 
-def load_records(path: str | Path) -> Q:
-    """The records of every run in the folder, run by run in sorted order.
+def load_records(path: str | Path, *more: str | Path) -> Q:
+    """The records of every run in the folders, run by run in sorted order.
 
-    What cannot be read is left out, and standard error says how much and where.
+    What cannot be read is left out, and standard error says how much and where. A run,
+    known by its args, counts once: its longest copy; of a step twice in a file, the
+    last. A record with a NaN loss has NaN accuracies: its model's answers are none.
     """
-    records, broken = Q(), []
-    files = sorted(Path(path).glob("*/results.jsonl"))
-    for file in tqdm(files, disable=not sys.stderr.isatty(), leave=False):
-        try:
-            lines = file.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            broken.append(f"{file} ({error})")
-            continue
-        for number, line in enumerate(lines, start=1):
-            record = parse_record(line)
-            if record is None:
-                broken.append(f"{file} line {number}")
-            else:
-                records.append(record)
-    if broken:
-        print(
-            f"warning: {len(broken)} broken records left out: {', '.join(broken)}",
-            file=sys.stderr,
-        )
+    runs: dict[str, dict[float, dict]] = {}  # args -> step -> record
+    problems: dict[str, list[str]] = {text: [] for text in PROBLEMS}
+    folders = [f for p in (path, *more) for f in sorted(Path(p).glob("*")) if is_dir(f)]
+    for folder in tqdm(folders, disable=not sys.stderr.isatty(), leave=False):
+        read: dict[str, dict[float, dict]] = {}
+        for record in read_records(folder, problems):
+            read.setdefault(_identity(record), {})[record["step"]] = record
+        for key, steps in read.items():
+            if key in runs:
+                problems[COPIED].append(str(folder))
+            if len(steps) > len(runs.get(key, ())):
+                runs[key] = steps
+    for text, places in problems.items():
+        if places:
+            print(text.format(len(places), listed(places)), file=sys.stderr)
+    return Q(record for steps in runs.values() for record in steps.values())
+
+
+def read_records(folder: Path, problems: dict[str, list[str]]) -> list[dict[str, Any]]:
+    """The records of the run in the folder; to `problems` goes where it has any."""
+    file = folder / "results.jsonl"
+    try:
+        lines = read_lines(file)
+    except OSError as error:
+        problems[BROKEN].append(f"{file} ({error.strerror})")
+        return []
+    parsed = {number: parse_record(line) for number, line in lines.items()}
+    records = [record for record in parsed.values() if record is not None]
+    gaps = [number for number, record in parsed.items() if record is None]
+    problems[BROKEN] += [f"{file} line {number}" for number in gaps]
+    if not lines:
+        problems[EMPTY].append(str(folder))
+    if len({(_identity(record), record["step"]) for record in records}) < len(records):
+        problems[REPEATED].append(str(folder))
+    if any(is_nan(record.get("loss")) for record in records):
+        problems[DIVERGED].append(str(folder))
     return records
 
 
-def parse_record(line: str) -> dict[str, Any] | None:
+def is_dir(path: Path) -> bool:
+    """Whether it is a folder that can be looked at."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
+def read_lines(file: Path) -> dict[int, bytes]:
+    """The lines that are not blank, by number; none if there is no such file."""
+    if not file.exists() and not file.is_symlink():
+        return {}
+    if file.exists() and not file.is_file():  # a pipe would be waited for
+        raise OSError(0, "not a file")
+    lines = enumerate(file.read_bytes().split(b"\n"), start=1)
+    return {number: line for number, line in lines if line.strip()}
+
+
+def parse_record(line: str | bytes) -> dict[str, Any] | None:
     """The record on a line of results.jsonl, None if it is not a whole one."""
     try:
-        record = json.loads(line)
-        args = record["args"]
-        whole = isinstance(args["test_envs"], list) and record["step"] >= 0
-        return record if whole and args.keys() >= KEYS else None
-    except (ValueError, TypeError, KeyError, AttributeError):
+        text = line.decode() if isinstance(line, bytes) else line
+        record = json.loads(text)
+        if not _is_whole(record):
+            return None
+        if "\\ud" in text.lower():  # half a character: it cannot be printed
+            json.dumps(record, ensure_ascii=False).encode()
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
+    if is_nan(record.get("loss")):
+        record |= {key: math.nan for key in record if ACCURACY.fullmatch(key)}
+    return record
+
+
+def _is_whole(record: dict[str, Any]) -> bool:
+    """Whether it has what tables need, of the right types; KeyError if not there."""
+    args, step = record["args"], record["step"]
+    return (
+        not _is_deep(record, DEPTH)
+        and is_number(step)
+        and 0 <= step < math.inf
+        and all(isinstance(args[name], str) for name in ("dataset", "algorithm"))
+        and all(is_count(args[name]) for name in ("trial_seed", "hparams_seed"))
+        and isinstance(args["test_envs"], list)
+        and len(args["test_envs"]) > 0
+        and all(is_count(env) for env in args["test_envs"])
+        and isinstance(args.get("output_dir", ""), str)
+        and is_number(args.get("holdout_fraction", 0))
+        and isinstance(record.get("hparams", {}), dict)
+        and all(_is_accuracy(*item) for item in record.items())
+    )
+
+
+def _is_accuracy(key: str, value: Any) -> bool:
+    """Whether the value is a share or NaN, unless the key is no accuracy's."""
+    match = ACCURACY.fullmatch(key)
+    if not match:
+        return True
+    share = is_number(value) and (is_nan(value) or 0 <= value <= 1 + 1e-6)
+    return share and re.fullmatch("0|[1-9][0-9]{0,5}", match[1]) is not None
+
+
+def _is_deep(value: Any, levels: int) -> bool:
+    """Whether lists and objects stand in each other more than so many times."""
+    if not isinstance(value, list | dict):
+        return False
+    inside = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_is_deep(part, levels - 1) for part in inside)
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def is_count(value: Any) -> bool:
+    return is_number(value) and isinstance(value, int) and value >= 0
+
+
+def is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
+
+
+def _identity(record: dict[str, Any]) -> str:
+    """What two copies of a run have in common."""
+    args = {k: v for k, v in record["args"].items() if k not in PLACES}
+    return json.dumps(args, sort_keys=True)
+
+
+def listed(names: Iterable[str], most: int = 10) -> str:
+    """The names with commas; of many, the first and how many more."""
+    names = [printable(name) for name in names]
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def printable(text: str) -> str:
+    """The text, or with \\n and the like if it would disturb a line or a terminal."""
+    return text if text.isprintable() else text.encode("unicode_escape").decode()
 
 
 def get_grouped_records(records: Q) -> Q:

@@ -1,0 +1,71 @@
+"""What the runs of one table have not in common, from the run.json of each."""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from domainbed.lib.reporting import is_dir, listed, printable
+
+EVERYWHERE = ("torch version", "domainbed version", "git state", "device")
+ARGS = ("dataset", "trial_seed", "test_envs")
+
+
+def mixtures(*paths: str | Path) -> Iterator[str]:
+    """A warning for each fact in which runs differ that one table puts together.
+
+    The data's fingerprint is compared within a dataset, a split's digest within
+    (dataset, trial_seed, test_envs), the others over all runs of the folders.
+    """
+    folders = [f for path in paths for f in Path(path).glob("*") if is_dir(f)]
+    folders = [folder for folder in folders if (folder / "results.jsonl").exists()]
+    runs = [run for run in map(read_facts, folders) if run]
+    if 0 < len(runs) < len(folders):
+        yield (
+            f"warning: {len(folders) - len(runs)} of {len(folders)} runs do not say "
+            "what they were made from: run.json is missing or broken"
+        )
+    for name in EVERYWHERE:
+        yield from mixed(name, (run[name] for run in runs))
+    data, splits = defaultdict(list), defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        data[run["dataset"]].append(run["fingerprint"])
+        cell = f"trial {run['trial_seed']}, test environments {run['test_envs']}"
+        splits[run["dataset"]][cell].append(run["split"])
+    for dataset, fingerprints in data.items():
+        yield from mixed(f"data of {dataset}", fingerprints)
+    for dataset, cells in splits.items():
+        texts = [
+            text
+            for cell, digests in cells.items()
+            for text in mixed(f"splits of {dataset} in {cell}", digests)
+        ]
+        if texts:
+            more = f"; so do {len(texts) - 1} others" if len(texts) > 1 else ""
+            yield texts[0] + more
+
+
+def read_facts(folder: Path) -> dict[str, str] | None:
+    """What run.json says of the run, None if that is not whole."""
+    try:
+        about = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        facts = {
+            "torch version": about["versions"]["torch"],
+            "domainbed version": about["versions"]["domainbed"],
+            "git state": about["git"],
+            "device": about["device"],
+            "fingerprint": about["dataset"],
+            "split": about["split"],
+            **{name: about["args"][name] for name in ARGS},
+        }
+        return {name: str(value) for name, value in facts.items()}
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return None
+
+
+def mixed(name: str, values: Iterable[str]) -> Iterator[str]:
+    """A warning that names the values, most frequent first, if they differ."""
+    counts = Counter(values)
+    if len(counts) > 1:
+        found = [f"{value} ({n} runs)" for value, n in counts.most_common()]
+        yield f"warning: runs differ in {printable(name)}: {listed(found)}"
