@@ -79,8 +79,8 @@ def markdown(forms: dict[str, pd.DataFrame]) -> str:
 
 def html(forms: dict[str, pd.DataFrame]) -> str:
     """A page with a heading and a table for each wide form."""
-    parts = [
-        f"<h2>{escape(printable(title))}</h2>\n{cells(form).to_html(index=False, border=0, justify='left')}"
-        for title, form in forms.items()
-    ]
+    parts = []
+    for title, form in forms.items():
+        table = cells(form).to_html(index=False, border=0, justify="left")
+        parts.append(f"<h2>{escape(printable(title))}</h2>\n{table}")
     return PAGE.format("\n".join(parts))
