@@ -15,8 +15,8 @@ from domainbed import algorithms
 from domainbed.lib.errors import InputError
 from domainbed.lib.reporting import printable
 from domainbed.model_selection import SelectionMethod
-from domainbed.table_formats import cell
-from domainbed.tables import AVERAGE, MEASURED
+from domainbed.table_formats import texts
+from domainbed.tables import AVERAGE, AVERAGES, MEASURED
 
 LEVEL = 0.05
 EXACT = 12  # pairs of which all signs are tried, 4,096; of more pairs, so many draws
@@ -79,16 +79,16 @@ def compare(accs: pd.DataFrame, best: str) -> pd.Series:
     return pd.Series({name: p(name) for name in accs if name != best}, dtype=float)
 
 
-def marked(texts: list[str], means: pd.Series) -> list[str]:
+def marked(cells: list[str], means: pd.Series) -> list[str]:
     """A column's cells, the highest mean bold, the second underlined, ties alike."""
     shown = means.round(1)
     ranks = sorted({*shown.dropna()}, reverse=True)
     if shown.count() < 2:
-        return texts
+        return cells
     commands = dict(zip(ranks, ("\\textbf", "\\underline"), strict=False))
     return [
         f"{commands[mean]}{{{text}}}" if mean in commands else text
-        for text, mean in zip(texts, shown, strict=True)
+        for text, mean in zip(cells, shown, strict=True)
     ]
 
 
@@ -100,15 +100,13 @@ def table(title: str, form: pd.DataFrame, accs: pd.DataFrame, selection: str) ->
     p = compare(accs, best) if best else pd.Series(dtype=float)
     body = {}
     for column in form["mean"].columns:
-        triples = form.loc[:, (slice(None), column)].itertuples(index=False)
-        texts = [cell(*triple, sign="$\\pm$") for triple in triples]
-        n = len(own)
-        body[column] = marked(texts[:n], own["mean"][column]) + texts[n:]
+        cells, n = texts(form, column, sign="$\\pm$"), len(own)
+        body[column] = marked(cells[:n], own["mean"][column]) + cells[n:]
     rows: dict[str, list[str]] = {group: [] for group in GROUPS}
     for number, (source, _, name) in enumerate(form.index):
         dagger = "$^\\dagger$" if source == MEASURED and p.get(name, 0) >= LEVEL else ""
-        texts = [escape(name) + dagger, *(column[number] for column in body.values())]
-        rows[group_of(source, name)].append(" & ".join(texts) + r" \\")
+        cells = [escape(name) + dagger, *(column[number] for column in body.values())]
+        rows[group_of(source, name)].append(" & ".join(cells) + r" \\")
     rows = {group: lines for group, lines in rows.items() if lines}
     if len(rows) > 1:
         heading = rf"\multicolumn{{{len(body) + 1}}}{{l}}{{\textit{{%s}}}} \\"
@@ -136,32 +134,31 @@ def caption(
     title: str, form: pd.DataFrame, best: str | None, p: pd.Series, selection: str
 ) -> str:
     """What the table shows, how it was made, and what its marks claim."""
-    what = "the test domains of each dataset" if title == AVERAGE else escape(title)
-    trials = form["n"].stack()
-    trials = trials[trials > 0].astype(int)
-    number = (
-        f"{trials.min()} to {trials.max()}"
-        if trials.nunique() > 1
-        else "".join(map(str, trials.unique()))
-    )
+    what = "the test domains of each dataset" if title == AVERAGES else escape(title)
+    trials = sorted({int(n) for n in form["n"].stack() if n > 0})
+    number = " to ".join(map(str, dict.fromkeys(trials[:1] + trials[-1:]))) or "no"
     parts = [
-        f"Accuracy in percent on {what}, mean and standard error over {number} trials.",
+        f"Test accuracy in percent on {what}, mean and standard error over {number} "
+        "trials.",
         f"Model selection: {escape(selection)}.",
         "Bold: the best; underlined: the second.",
     ]
-    if best and p.notna().any():
+    if p.notna().any():
         parts.append(
             rf"$\dagger$: not significantly below {escape(best)}, the best on average "
             "(one-sided sign-flip permutation test, paired over environments and "
-            rf"trials, $p \geq {LEVEL}$)."
+            rf"trials, $p \geq {LEVEL}$; with fewer than five pairs always so)."
         )
-    untested = [name for name in p.index if np.isnan(p[name])]
-    if untested or not best:
-        of = f" of {escape(', '.join(untested))}" if best else ""
-        parts.append(f"No claim is made{of}: fewer than two pairs to compare.")
+    untested = escape(", ".join(p.index[p.isna()]))
+    if untested:
+        parts.append(
+            f"No claim is made of {untested}: fewer than two pairs to compare."
+        )
+    if best is None:
+        parts.append("No claim is made: no row is complete.")
     sources = [*form.index.get_level_values("source").unique()]
     sources = [escape(source) for source in sources if source not in (MEASURED, "")]
-    if PUBLISHED and sources:
+    if sources:
         parts.append(
             f"Published figures, not compared: {'; '.join(sources)}; protocols differ."
         )
@@ -177,6 +174,6 @@ def document(
     for method, forms in wides.items():
         for title, form in forms.items():
             accs = chosen[method]
-            own = accs if title == AVERAGE else accs[accs["dataset"] == title]
+            own = accs if title == AVERAGES else accs[accs["dataset"] == title]
             parts.append(table(title, form, own, method.name))
     return START + "\n\n".join(parts) + "\n\\end{document}\n"

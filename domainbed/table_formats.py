@@ -21,22 +21,30 @@ th, td {{ padding: .2em .6em; text-align: left; border-bottom: 1px solid }}
 """
 
 
-def cell(mean: float, err: float, n: float, sign: str = "±") -> str:
-    """60.1 ± 0.3, without an error 60.1; X where there is nothing."""
-    if pd.isna(mean):
-        return "nan" if n > 0 else "X"
-    return f"{mean:.1f}" if pd.isna(err) else f"{mean:.1f} {sign} {err:.1f}"
+def texts(form: pd.DataFrame, column: str, sign: str = "±") -> list[str]:
+    """A column of a wide form: 60.1 ± 0.3, without an error 60.1.
+
+    X where nothing was measured, nothing where nothing was published.
+    """
+
+    def text(source: str, mean: float, err: float, n: float) -> str:
+        if pd.isna(mean) and not n > 0:
+            return "X" if source == MEASURED else ""
+        return f"{mean:.1f}" if pd.isna(err) else f"{mean:.1f} {sign} {err:.1f}"
+
+    figures = form.xs(column, axis=1, level=1).itertuples(index=False)
+    sources = form.index.get_level_values("source")
+    return [
+        text(*row) for row in zip(sources, *zip(*figures, strict=True), strict=True)
+    ]
 
 
 def cells(form: pd.DataFrame) -> pd.DataFrame:
     """A wide form as its reader sees it; published rows bring a column Source."""
-    texts = {
-        column: [cell(*form.loc[row, (slice(None), column)]) for row in form.index]
-        for column in form["mean"].columns
-    }
-    frame = pd.DataFrame({"Algorithm": form.index.get_level_values("algorithm")})
-    frame = frame.assign(**texts).map(printable)
-    frame.columns = [printable(name) for name in frame.columns]
+    frame = pd.DataFrame(
+        {"Algorithm": form.index.get_level_values("algorithm").map(printable)}
+        | {printable(column): texts(form, column) for column in form["mean"].columns}
+    )
     if {*form.index.get_level_values("source")} - {MEASURED}:
         of = ("; ".join(filter(None, row[:2])) for row in form.index)
         frame["Source"] = [printable(text) for text in of]
@@ -64,16 +72,18 @@ def json(frame: pd.DataFrame) -> str:
 def markdown(forms: dict[str, pd.DataFrame]) -> str:
     """A heading and a table for each wide form."""
 
-    def line(texts: list[str]) -> str:
-        plain = (re.sub(r"([\\`*_{}\[\]<>()#!|~&])", r"\\\1", text) for text in texts)
-        return f"| {' | '.join(plain)} |"
+    def plain(text: str) -> str:
+        return re.sub(r"([\\`*_\[\]<|~&$])", r"\\\1", text)
+
+    def line(row: list[str]) -> str:
+        return f"| {' | '.join(map(plain, row))} |"
 
     parts = []
     for title, form in forms.items():
         frame = cells(form)
         rule = "|---" * len(frame.columns) + "|"
         lines = [line([*frame.columns]), rule, *map(line, frame.to_numpy().tolist())]
-        parts.append("\n".join([f"## {line([title])[2:-2]}", "", *lines, ""]))
+        parts.append("\n".join([f"## {plain(printable(title))}", "", *lines, ""]))
     return "\n".join(parts)
 
 

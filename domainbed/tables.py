@@ -3,7 +3,6 @@
 An accuracy is a share, 0 to 1; means and errors are in percent, as tables have them.
 """
 
-import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from domainbed.lib.query import Q
 from domainbed.model_selection import SelectionMethod
 
 AVERAGE = "Avg"  # of a dataset's environments, and of all datasets
+AVERAGES = "Averages"  # the table by dataset
 MEASURED = "this sweep"  # the source of what is not published
 ROW = ["source", "protocol", "algorithm"]  # what tells the rows of a wide table apart
 ABOUT = ("method", "backbone", "note", *ROW[:2], AVERAGE)  # columns of published rows
@@ -116,8 +116,8 @@ def long_form(accs: pd.DataFrame, method: type[SelectionMethod]) -> pd.DataFrame
 def published(file: str | Path, dataset_names: list[str]) -> pd.DataFrame:
     """A CSV file's rows on those datasets, in long form; InputError if it has none.
 
-    It has a column `method` and, in percent, one per dataset; Avg is theirs if it is
-    over the same datasets. `source` and `protocol` say where a row is from.
+    It has a column `method` and, in percent, one per dataset; `source` and `protocol`
+    say where a row is from. Its Avg counts if it is over the same datasets.
     """
     try:
         rows = pd.read_csv(file, dtype=str, keep_default_na=False)
@@ -132,8 +132,11 @@ def published(file: str | Path, dataset_names: list[str]) -> pd.DataFrame:
             f"--baseline {file} has no figures for {', '.join(dataset_names)}; its "
             f"datasets are {', '.join(theirs) or 'none'}."
         )
-    if {*theirs} == {*dataset_names} and AVERAGE in rows:
-        names = [*names, AVERAGE]
+    figures = pd.DataFrame({name: _percents(rows, name, file) for name in names})
+    if 1 < len(names) == len(dataset_names):
+        figures[AVERAGE] = figures.mean(axis=1, skipna=False)
+        if {*theirs} == {*names} and AVERAGE in rows:
+            figures[AVERAGE] = _percents(rows, AVERAGE, file)
     facts = {name: rows.get(name, "") for name in ROW[:2]}
     frames = [
         pd.DataFrame(
@@ -141,29 +144,30 @@ def published(file: str | Path, dataset_names: list[str]) -> pd.DataFrame:
                 "dataset": name,
                 "algorithm": rows["method"],
                 "environment": AVERAGE,
-                "mean": [_percent(text, name, file) for text in rows[name]],
-                "err": math.nan,
+                "mean": figures[name],
+                "err": np.nan,
                 "n": 0,
                 "selection": "",
                 **facts,
             }
         )
-        for name in names
+        for name in figures
     ]
-    return pd.concat(frames).dropna(subset="mean").drop_duplicates(["dataset", *ROW])
+    frame = pd.concat(frames).sort_index(kind="stable")  # as the file has them
+    return frame.dropna(subset="mean").drop_duplicates(["dataset", *ROW])
 
 
-def _percent(text: str, column: str, file: str | Path) -> float:
-    """The figure in a cell, NaN in an empty one."""
-    try:
-        value = float(text) if text.strip() else math.nan
-    except ValueError:
-        value = math.inf
-    if not math.isnan(value) and not 0 <= value <= 100:
+def _percents(rows: pd.DataFrame, column: str, file: str | Path) -> pd.Series:
+    """A column's figures, NaN where it has none; InputError for what is no percent."""
+    texts = rows[column].str.strip()
+    figures = pd.to_numeric(texts, errors="coerce")
+    wrong = texts[(texts != "") & ~figures.between(0, 100)]
+    if len(wrong):
         raise InputError(
-            f"--baseline {file} has {text!r} in column {column}; it takes percents."
+            f"--baseline {file} has {wrong.iloc[0]!r} in column {column}; figures are "
+            "percents, 0 to 100."
         )
-    return value
+    return figures
 
 
 def wide_forms(frame: pd.DataFrame, names: list[str]) -> dict[str, pd.DataFrame]:
@@ -180,19 +184,20 @@ def wide_forms(frame: pd.DataFrame, names: list[str]) -> dict[str, pd.DataFrame]
         rows = frame[frame["dataset"] == dataset]
         seen = rows["environment"][rows["environment"] != AVERAGE].unique().tolist()
         columns = [*(environments(dataset) or seen), AVERAGE]
-        forms[dataset] = _pivoted(rows, "environment", columns, own)
+        forms[dataset] = pivoted(rows, "environment", columns, own)
     if len(present) > 1:
         rows = frame[frame["environment"] == AVERAGE]
-        form = _pivoted(rows, "dataset", [*present, AVERAGE], own)
+        form = pivoted(rows, "dataset", [*present, AVERAGE], own)
         whole = form["mean"][present].mean(axis=1, skipna=False)
-        form["mean", AVERAGE] = whole.fillna(form["mean", AVERAGE])
-        forms[AVERAGE] = form
+        form["mean", AVERAGE] = form["mean", AVERAGE].fillna(whole)
+        forms[AVERAGES] = form
     return forms
 
 
-def _pivoted(
+def pivoted(
     rows: pd.DataFrame, column: str, columns: list[str], own: list[tuple]
 ) -> pd.DataFrame:
+    """One wide form: the rows `own`, then the published ones in the order they have."""
     others = rows.loc[rows["source"] != MEASURED, ROW].drop_duplicates()
     index = [*own, *others.itertuples(index=False, name=None)]
     form = rows.drop_duplicates([*ROW, column]).pivot(
@@ -200,5 +205,7 @@ def _pivoted(
     )
     return form.reindex(
         index=pd.MultiIndex.from_tuples(index, names=ROW),
-        columns=pd.MultiIndex.from_product([["mean", "err", "n"], columns]),
+        columns=pd.MultiIndex.from_product(
+            [["mean", "err", "n"], [*dict.fromkeys(columns)]]
+        ),
     )

@@ -10,7 +10,7 @@ from domainbed.lib import reporting
 from domainbed.lib.query import Q
 from domainbed.lib.reporting import printable
 from domainbed.paper_tables import escape
-from domainbed.tables import AVERAGE, ROW, environments, in_order
+from domainbed.tables import AVERAGE, environments, in_order, pivoted
 
 
 def format_mean(
@@ -119,8 +119,7 @@ def below_a_rule(
     """Rows of published figures and their labels; "" for columns they have none of."""
     if published is None:
         return [], []
-    form = published.pivot(index=ROW, columns="dataset", values="mean")
-    form = form.reindex(columns=columns).dropna(how="all")
+    form = pivoted(published, "dataset", columns, [])["mean"].dropna(how="all")
     rows = [
         ["" if np.isnan(value) else float(value) for value in row]
         for row in form.to_numpy()

@@ -1,7 +1,11 @@
 import json
+import math
+import os
+
+import pytest
 
 from domainbed.lib.query import Q
-from domainbed.lib.reporting import get_grouped_records, load_records
+from domainbed.lib.reporting import get_grouped_records, load_records, parse_record
 
 
 def record(test_envs, step=0, **args):
@@ -32,12 +36,17 @@ def test_broken_records_are_named_and_left_out(tmp_path, capsys):
     write(tmp_path / "b")
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "results.jsonl").write_bytes(b"\xff\xfe\x00")
-    (tmp_path / "d" / "results.jsonl").mkdir(parents=True)
+    (tmp_path / "d").mkdir()
+    os.mkfifo(tmp_path / "d" / "results.jsonl")  # waits for ever if it is opened
+    (tmp_path / "e").mkdir()
+    (tmp_path / "e" / "results.jsonl").symlink_to("nowhere")
     assert load_records(tmp_path) == [record([0])]
-    warning = capsys.readouterr().err
-    assert "6 broken records left out" in warning
-    for place in ("line 2", "line 3", "line 4", "line 5", "/c/results", "/d/results"):
-        assert place in warning
+    warning, empty, _ = capsys.readouterr().err.split("\n")
+    assert warning.startswith("warning: 7 broken records left out: ")
+    for line in (2, 3, 4, 5):
+        assert f"/a/results.jsonl line {line}" in warning
+    assert "/c/results.jsonl line 1 and 2 more" in warning
+    assert empty == f"1 folders hold no records: {tmp_path / 'b'}"
 
 
 def test_a_record_of_two_test_envs_stands_in_both_groups():
@@ -66,3 +75,107 @@ def test_groups_differ_in_trial_dataset_algorithm_and_env():
         (0, "E", "A", 1, 1),
         (1, "D", "A", 1, 1),
     ]
+
+
+def test_one_bad_byte_costs_one_line(tmp_path, capsys):
+    lines = [json.dumps(record([0], step)).encode() for step in range(3)]
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "results.jsonl").write_bytes(
+        b"\n".join([lines[0], b"\xff" + lines[1], lines[2], lines[2][:30]])
+    )
+    (tmp_path / "b" / "results.jsonl").mkdir(parents=True)
+    assert load_records(tmp_path).select("step") == [0, 2]
+    warning = capsys.readouterr().err
+    assert "3 broken records left out" in warning
+    for place in (
+        "line 2",
+        "line 4",
+        f"{tmp_path / 'b' / 'results.jsonl'} (not a file)",
+    ):
+        assert place in warning
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": "1"},
+        {"step": math.nan},
+        {"step": math.inf},
+        {"step": True},
+        {"args": {"dataset": None}},
+        {"args": {"algorithm": ["ERM"]}},
+        {"args": {"trial_seed": "0"}},
+        {"args": {"hparams_seed": 0.5}},
+        {"args": {"test_envs": []}},
+        {"args": {"test_envs": [-1]}},
+        {"args": {"test_envs": [[0]]}},
+        {"args": {"test_envs": ["0"]}},
+        {"args": {"output_dir": 3}},
+        {"args": {"holdout_fraction": "0.2"}},
+        {"hparams": "lr=1"},
+        {"env0_in_acc": "0.5"},
+        {"env0_in_acc": None},
+        {"env0_out_acc": [0.5]},
+        {"env0_out_acc": math.inf},
+        {"env0_out_acc": 57.3},
+        {"env01_out_acc": 0.5},
+        {"env٣_out_acc": 0.5},
+        {"fd_env0_in_acc": {}},
+        {"dataset": "\ud800"},
+    ],
+    ids=ascii,
+)
+def test_a_record_of_the_wrong_types_is_none(change):
+    whole = record([0]) | {"env0_in_acc": 0.5, "env0_out_acc": 1}
+    assert parse_record(json.dumps(whole)) == whole
+    args = whole["args"] | change.pop("args", {})
+    assert parse_record(json.dumps(whole | change | {"args": args})) is None
+
+
+@pytest.mark.parametrize("levels", [50, 5_000, 200_000])
+def test_a_record_may_not_be_deep(levels):
+    deep = "[" * levels + "]" * levels
+    line = json.dumps(record([0]) | {"hparams": {"deep": None}})
+    assert parse_record(line.replace("null", "[[1]]")) is not None
+    assert parse_record(line.replace("null", deep)) is None
+
+
+def test_the_last_record_of_a_step_counts(tmp_path, capsys):
+    again = [record([0], step) | {"attempt": n} for n in (1, 2) for step in (0, 10)]
+    write(tmp_path / "a", *map(json.dumps, [*again, record([0], 20)]))
+    assert load_records(tmp_path).select("step") == [0, 10, 20]
+    assert load_records(tmp_path)[:2].select("attempt") == [2, 2]
+    assert "1 runs have records of one step twice" in capsys.readouterr().err
+
+
+def test_a_run_in_two_folders_counts_once(tmp_path, capsys):
+    def run(n_steps, **places):
+        return [json.dumps(record([0], step, **places)) for step in range(n_steps)]
+
+    short = {"output_dir": "a", "data_dir": "here"}
+    write(tmp_path / "one" / "a", *run(2, **short))
+    write(tmp_path / "one" / "b", *run(1, hparams_seed=1))
+    write(tmp_path / "two" / "c", *run(3, output_dir="c", data_dir="there"))
+    read = load_records(tmp_path / "one", tmp_path / "two")
+    found = read.select(lambda r: (r["args"]["hparams_seed"], r["step"]))
+    assert found == [(0, 0), (0, 1), (0, 2), (1, 0)]  # the longer copy
+    said = f"1 runs stand in several folders and count once: {tmp_path / 'two' / 'c'}"
+    assert said in capsys.readouterr().err
+
+
+def test_a_nan_loss_takes_the_accuracies_with_it(tmp_path, capsys):
+    accs = {"env0_in_acc": 0.5, "env0_out_acc": 0.5, "fd_env0_in_acc": 0.5}
+    lines = [record([0], step) | accs | {"loss": 0.5} for step in (0, 1)]
+    lines[1] |= {"loss": math.nan, "nll": math.nan, "mem_gb": 1.0}
+    write(tmp_path / "a", *map(json.dumps, lines))
+    first, second = load_records(tmp_path)
+    assert first == lines[0]
+    assert all(math.isnan(second[key]) for key in accs)
+    assert second["mem_gb"] == 1.0
+    assert f"1 runs have a NaN loss: {tmp_path / 'a'}" in capsys.readouterr().err
+
+
+def test_a_folders_name_cannot_write_lines_of_its_own(tmp_path, capsys):
+    (tmp_path / "a\nwarning: all is lost \x1b[31m").mkdir()
+    assert load_records(tmp_path) == []
+    assert r"a\nwarning: all is lost \x1b[31m" in capsys.readouterr().err

@@ -17,7 +17,7 @@ def mixtures(*paths: str | Path) -> Iterator[str]:
     The data's fingerprint is compared within a dataset, a split's digest within
     (dataset, trial_seed, test_envs), the others over all runs of the folders.
     """
-    folders = [f for path in paths for f in Path(path).glob("*") if is_dir(f)]
+    folders = [f for path in paths for f in sorted(Path(path).glob("*")) if is_dir(f)]
     folders = [folder for folder in folders if (folder / "results.jsonl").exists()]
     runs = [run for run in map(read_facts, folders) if run]
     if 0 < len(runs) < len(folders):

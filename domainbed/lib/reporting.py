@@ -17,7 +17,7 @@ DEPTH = 20  # of lists and objects in each other; no run writes so many
 # What may be said of the folders read: how many of what, where.
 BROKEN = "warning: {} broken records left out: {}"
 REPEATED = "warning: {} runs have records of one step twice, the last count: {}"
-COPIED = "warning: {} runs stand in several folders and count once: {}"
+COPIED = "{} runs stand in several folders and count once: {}"
 DIVERGED = "warning: {} runs have a NaN loss: {}"
 EMPTY = "{} folders hold no records: {}"
 PROBLEMS = (BROKEN, REPEATED, COPIED, DIVERGED, EMPTY)
@@ -158,7 +158,7 @@ def _identity(record: dict[str, Any]) -> str:
     return json.dumps(args, sort_keys=True)
 
 
-def listed(names: Iterable[str], most: int = 10) -> str:
+def listed(names: Iterable[str], most: int = 5) -> str:
     """The names with commas; of many, the first and how many more."""
     names = [printable(name) for name in names]
     more = f" and {len(names) - most} more" if len(names) > most else ""
