@@ -1,0 +1,120 @@
+"""The report: a sweep's folder as one HTML page of tables and pictures.
+
+What depends on the method of model selection is there once for each, and the page's
+selector shows one. report_data makes the frames, report_figures the pictures of them,
+report_blocks says what to see there, assets/report.html is the page.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jinja2
+import pandas as pd
+
+from domainbed import datasets, report_data, tables
+from domainbed.lib import reporting
+from domainbed.lib.errors import InputError
+from domainbed.lib.mixtures import mixtures
+from domainbed.model_selection import OracleSelectionMethod, SelectionMethod
+from domainbed.report_blocks import Chosen, attention_block, method_blocks
+from domainbed.report_coverage import STATES, coverage_block, read_runs, unknown_runs
+from domainbed.report_parts import Block, Part, plural, summary
+from domainbed.report_svg import PALETTE
+
+Methods = Sequence[type[SelectionMethod]]
+TEMPLATE = Path(__file__).parent / "assets" / "report.html"
+
+
+def make_report(input_dir: Path, output: Path, methods: Methods) -> str:
+    """The page's HTML; InputError if the folder holds no records.
+
+    Links to logs are relative to the folder of `output`.
+    """
+    if not input_dir.is_dir():
+        raise InputError(
+            f"--input_dir {input_dir} is no folder; give a sweep's output_dir."
+        )
+    records = reporting.load_records(input_dir)
+    if not records:
+        raise InputError(
+            f"--input_dir {input_dir} holds no results.jsonl with records; give a "
+            "sweep's output_dir."
+        )
+    root = output.parent
+    runs, steps = read_runs(input_dir), report_data.steps(records)
+    draws = {method: report_data.draws(records, method) for method in methods}
+    names = tables.in_order(records.select("args.dataset"), datasets.DATASETS)
+    sections = [(name, section(name, runs, steps, draws, root)) for name in names]
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        title=input_dir.resolve().name,
+        facts=facts(runs, names),
+        warnings=[text.removeprefix("warning: ") for text in mixtures(input_dir)],
+        methods=[method.name for method in methods],
+        palette=PALETTE,
+        overview=overview(draws, names) if len(names) > 1 else [],
+        unknown=unknown_runs(runs, root),
+        sections=sections,
+    )
+
+
+def section(
+    dataset: str,
+    runs: pd.DataFrame,
+    steps: pd.DataFrame,
+    draws: dict[type[SelectionMethod], pd.DataFrame],
+    root: Path,
+) -> list[Block]:
+    """The blocks of one dataset."""
+
+    def own(frame: pd.DataFrame) -> pd.DataFrame:
+        return frame[frame["dataset"] == dataset]
+
+    runs, steps = own(runs), own(steps)
+    last = max((env for envs in runs["test_envs"] for env in envs), default=-1)
+    numbered = [f"env{env}" for env in range(last + 1)]
+    names = [*tables.environments(dataset)] or numbered
+    oracle = own(draws[OracleSelectionMethod])
+    options = [
+        Chosen(method, own(frame), oracle, steps, runs, names)
+        for method, frame in draws.items()
+    ]
+    attention = [attention_block(o) for o in options if not o.draws.empty][:1]
+    return [
+        *method_blocks(options),
+        *(block for block in attention if block),
+        coverage_block(runs, names, root),
+    ]
+
+
+def facts(runs: pd.DataFrame, names: list[str]) -> str:
+    """The sweep in one sentence."""
+    states = runs["state"].value_counts()
+    counts = [f"{states[state]:,} {state}" for state in STATES if state in states]
+    known = runs.dropna(subset="algorithm")
+    return (
+        f"{plural(len(runs), 'run')} ({', '.join(counts)}): "
+        f"{plural(known['algorithm'].nunique(), 'method')} on {', '.join(names)}, "
+        f"{plural(known['trial_seed'].nunique(), 'trial')}, "
+        f"{plural(known['hparams_seed'].nunique(), 'hyperparameter draw')}."
+    )
+
+
+def overview(
+    draws: dict[type[SelectionMethod], pd.DataFrame], names: list[str]
+) -> list[Part]:
+    """The methods' averages on every dataset."""
+    parts = []
+    for method, frame in draws.items():
+        means = tables.averages(report_data.accuracies(frame[frame["chosen"]]))
+        means["environment"] = means["dataset"]
+        mean, err = report_data.wide(means, names)
+        mean[tables.AVERAGE] = mean.mean(axis=1, skipna=False)
+        err[tables.AVERAGE] = float("nan")
+        parts.append(Part(method.name, summary=summary(mean, err)))
+    return parts

@@ -1,0 +1,142 @@
+"""What the report is put together from, and frames as the text of its tables."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from markupsafe import Markup
+
+MOST_ROWS = 1000  # of a table
+# What the page calls the columns of frames.
+NAMES = {
+    "algorithm": "method",
+    "environment": "test domain",
+    "trial_seed": "trial",
+    "hparams_seed": "draw",
+    "val": "validation %",
+    "test": "test %",
+    "error": "last words",
+}
+
+
+class Table(NamedTuple):
+    """Cells as text; a column of numbers stands to the right."""
+
+    columns: list[str]
+    rows: list[list[str]]
+    numeric: list[bool]
+    note: str = ""
+
+
+class Picture(NamedTuple):
+    """An SVG, what to see in it, its numbers, and [(colour, name)] of its legend."""
+
+    caption: str
+    svg: Markup
+    numbers: Table
+    legend: Sequence[tuple[str, str]] = ()
+
+
+class Cell(NamedTuple):
+    """A mean, its standard error, and its rank in the column, 1 for the best."""
+
+    text: str
+    err: str
+    rank: float
+
+
+class Summary(NamedTuple):
+    """The main table: (method, cells) in each row."""
+
+    columns: list[str]
+    rows: list[tuple[str, list[Cell]]]
+
+
+class Part(NamedTuple):
+    """What stands under a heading, for one selection method or, with None, for all."""
+
+    selection: str | None
+    texts: Sequence[str] = ()
+    summary: Summary | None = None
+    pictures: Sequence[Picture] = ()
+    tables: Sequence[Table] = ()
+
+
+class Block(NamedTuple):
+    title: str
+    parts: list[Part]
+
+
+def shown(value: Any) -> str:
+    """A cell's text: an accuracy with one decimal, other fractions with 3 digits."""
+    if (
+        value is None
+        or value is pd.NaT
+        or (isinstance(value, float) and np.isnan(value))
+    ):
+        return "–"
+    if isinstance(value, Markup):
+        return value
+    return f"{value:.1f}" if isinstance(value, float) else str(value)
+
+
+def digits(values: pd.Series) -> pd.Series:
+    """The numbers as text with three digits."""
+    return values.map(lambda x: shown(x) if pd.isna(x) else f"{x:,.3g}")
+
+
+def table(frame: pd.DataFrame, **more: str) -> Table:
+    """The frame's cells as text, its columns called by NAMES and `more`."""
+    names = NAMES | more
+    few = frame.head(MOST_ROWS)
+    cells = [[*map(shown, few[column].tolist())] for column in few]
+    note = ""
+    if len(few) < len(frame):
+        note = f"The first {len(few):,} of {len(frame):,} rows; results.jsonl has all."
+    return Table(
+        [names.get(column, str(column)) for column in frame],
+        [list(row) for row in zip(*cells, strict=True)],
+        [all(map(looks_numeric, column)) for column in cells],
+        note,
+    )
+
+
+def looks_numeric(text: str) -> bool:
+    try:
+        float(text.replace(",", ""))
+    except ValueError:
+        return text == "–"
+    return True
+
+
+def plural(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def summary(mean: pd.DataFrame, err: pd.DataFrame) -> Summary:
+    """The table of means, methods x columns; ranks where there are several methods."""
+    ranks = mean.round(1).rank(ascending=False, method="min")  # of what is shown
+    if len(mean) < 3:
+        ranks[:] = np.nan
+    rows = [
+        (
+            name,
+            [
+                Cell(shown(mean.at[name, c]), error(err.at[name, c]), ranks.at[name, c])
+                for c in mean
+            ],
+        )
+        for name in mean.index
+    ]
+    return Summary([*mean.columns], rows)
+
+
+def error(value: float) -> str:
+    """The text of a standard error, nothing where there is none."""
+    return "" if np.isnan(value) else shown(value)
+
+
+def environment_name(names: Sequence[str], env: int) -> str:
+    """The environment's name, by its number where names do not reach."""
+    return names[env] if env < len(names) else f"env{env}"
