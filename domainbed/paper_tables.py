@@ -21,8 +21,13 @@ from domainbed.tables import AVERAGE, AVERAGES, MEASURED
 LEVEL = 0.05
 EXACT = 12  # pairs of which all signs are tried, 4,096; of more pairs, so many draws
 DRAWS = 10_000
-PUBLISHED = "Published"
-GROUPS = ("Zero-shot CLIP", "Frozen CLIP, adapted", "Fine-tuned", "Others", PUBLISHED)
+GROUPS = ZERO_SHOT, FROZEN, TUNED, OTHERS, PUBLISHED = (
+    "Zero-shot CLIP",
+    "Frozen CLIP, adapted",
+    "Fine-tuned",
+    "Others",
+    "Published",
+)
 SPECIAL = str.maketrans(
     {c: f"\\{c}" for c in "&%$#_{}"}
     | {c: f"{{{c}}}" for c in "[]*"}  # arguments of the \\ that ends a row before them
@@ -48,10 +53,10 @@ def group_of(source: str, algorithm: str) -> str:
     try:
         cls = algorithms.get_algorithm_class(algorithm)
     except InputError:
-        return GROUPS[3]
+        return OTHERS
     if cls.MAX_STEPS == 1:
-        return GROUPS[0]
-    return GROUPS[1] if cls.TAKES_FEATURES else GROUPS[2]
+        return ZERO_SHOT
+    return FROZEN if cls.TAKES_FEATURES else TUNED
 
 
 def p_value(differences: np.ndarray) -> float:
@@ -92,42 +97,46 @@ def marked(cells: list[str], means: pd.Series) -> list[str]:
     ]
 
 
+def body(form: pd.DataFrame, p: pd.Series) -> str:
+    """A wide form's rows by group; those with p of LEVEL or more have a dagger."""
+    measured = form.index.get_level_values("source") == MEASURED
+    n = measured.sum()  # they come first
+    columns = []
+    for name in form["mean"].columns:
+        cells = texts(form, name, sign="$\\pm$")
+        best = marked(cells[:n], form.loc[measured, ("mean", name)])
+        columns.append(best + cells[n:])
+    groups: dict[str, list[str]] = {group: [] for group in GROUPS}
+    for (source, _, name), *cells in zip(form.index, *columns, strict=True):
+        dagger = "$^\\dagger$" if source == MEASURED and p.get(name, 0) >= LEVEL else ""
+        line = " & ".join([escape(name) + dagger, *cells]) + r" \\"
+        groups[group_of(source, name)].append(line)
+    parts = ["\n".join(lines) for lines in groups.values() if lines]
+    if len(parts) > 1:
+        heading = rf"\multicolumn{{{len(columns) + 1}}}{{l}}{{\textit{{%s}}}} \\"
+        names = [heading % group for group, lines in groups.items() if lines]
+        parts = [f"{name}\n{part}" for name, part in zip(names, parts, strict=True)]
+    return "\n\\midrule\n".join(parts)
+
+
 def table(title: str, form: pd.DataFrame, accs: pd.DataFrame, selection: str) -> str:
     """A wide form as a LaTeX table; `accs` are the trials behind its measured rows."""
-    own = form[form.index.get_level_values("source") == MEASURED]
-    best = own["mean"][AVERAGE].droplevel(["source", "protocol"])
-    best = best.idxmax() if best.notna().any() else None
-    p = compare(accs, best) if best else pd.Series(dtype=float)
-    body = {}
-    for column in form["mean"].columns:
-        cells, n = texts(form, column, sign="$\\pm$"), len(own)
-        body[column] = marked(cells[:n], own["mean"][column]) + cells[n:]
-    rows: dict[str, list[str]] = {group: [] for group in GROUPS}
-    for number, (source, _, name) in enumerate(form.index):
-        dagger = "$^\\dagger$" if source == MEASURED and p.get(name, 0) >= LEVEL else ""
-        cells = [escape(name) + dagger, *(column[number] for column in body.values())]
-        rows[group_of(source, name)].append(" & ".join(cells) + r" \\")
-    rows = {group: lines for group, lines in rows.items() if lines}
-    if len(rows) > 1:
-        heading = rf"\multicolumn{{{len(body) + 1}}}{{l}}{{\textit{{%s}}}} \\"
-        rows = {g: [heading % escape(g), *lines] for g, lines in rows.items()}
-    header = " & ".join(map(escape, ["Algorithm", *body])) + r" \\"
-    return "\n".join(
-        [
-            r"\begin{table}",
-            rf"\caption{{{caption(title, form, best, p, selection)}}}",
-            r"\centering",
-            r"\adjustbox{max width=\textwidth}{%",
-            rf"\begin{{tabular}}{{l{'c' * len(body)}}}",
-            r"\toprule",
-            header,
-            r"\midrule",
-            "\n\\midrule\n".join("\n".join(lines) for lines in rows.values()),
-            r"\bottomrule",
-            r"\end{tabular}}",
-            r"\end{table}",
-        ]
-    )
+    own = form["mean"].xs((MEASURED, ""), level=["source", "protocol"])
+    best = own[AVERAGE].idxmax() if own[AVERAGE].notna().any() else None
+    p = pd.Series(dtype=float) if best is None else compare(accs, best)
+    columns = [escape(name) for name in form["mean"].columns]
+    return rf"""\begin{{table}}
+\caption{{{caption(title, form, best, p, selection)}}}
+\centering
+\adjustbox{{max width=\textwidth}}{{%
+\begin{{tabular}}{{l{"c" * len(columns)}}}
+\toprule
+{" & ".join(["Algorithm", *columns])} \\
+\midrule
+{body(form, p)}
+\bottomrule
+\end{{tabular}}}}
+\end{{table}}"""
 
 
 def caption(

@@ -63,7 +63,13 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
 
     err is the standard error over n trials, from the population's deviation.
     """
-    return _means(frame)
+    keys = ["dataset", "algorithm", "environment"]
+    groups = frame.groupby(keys, sort=False)["acc"]
+    rows = [
+        (*key, 100 * np.mean(accs), 100 * np.std(accs) / np.sqrt(len(accs)), len(accs))
+        for key, accs in ((key, group.to_numpy()) for key, group in groups)
+    ]
+    return pd.DataFrame(rows, columns=[*keys, "mean", "err", "n"])
 
 
 def averages(frame: pd.DataFrame) -> pd.DataFrame:
@@ -80,17 +86,7 @@ def averages(frame: pd.DataFrame) -> pd.DataFrame:
         if len(accs) == needed[dataset]
     ]
     columns = ["dataset", "algorithm", "environment", "acc"]
-    return _means(pd.DataFrame(rows, columns=columns))
-
-
-def _means(frame: pd.DataFrame) -> pd.DataFrame:
-    keys = ["dataset", "algorithm", "environment"]
-    groups = frame.groupby(keys, sort=False)["acc"]
-    rows = [
-        (*key, 100 * np.mean(accs), 100 * np.std(accs) / np.sqrt(len(accs)), len(accs))
-        for key, accs in ((key, group.to_numpy()) for key, group in groups)
-    ]
-    return pd.DataFrame(rows, columns=[*keys, "mean", "err", "n"])
+    return summary(pd.DataFrame(rows, columns=columns))
 
 
 def _in_table_order(frame: pd.DataFrame) -> pd.DataFrame:

@@ -1,8 +1,11 @@
 """The tables, byte for byte, and what is said of folders that have none."""
 
+import io
 import json
+import re
 import shutil
 
+import pandas as pd
 import pytest
 from conftest import CONTRACT, make_image_folder, unpacked_sweep
 
@@ -156,6 +159,183 @@ def test_auto_lr_merges_runs_that_differ_in_their_split(tmp_path, capsys):
     assert "model selection method: auto lr" in out
     assert "75.0 +/- 0.0" in out
     assert "oracle" not in out
+
+
+def run_main(*argv):
+    """Exit status, 0 if it returned."""
+    try:
+        collect_results.main([*map(str, argv)])
+    except SystemExit as ended:
+        return ended.code
+    return 0
+
+
+@pytest.mark.parametrize("form", ["csv", "json", "markdown", "html", "paper"])
+def test_every_format_says_what_the_text_says(form, tmp_path, capsys):
+    folder = unpacked_sweep("sweep_pairs", tmp_path)
+    flags = ["--paper"] if form == "paper" else ["--format", form]
+    assert run_main("--input_dir", folder, *flags) == 0
+    out = capsys.readouterr().out
+    for method in collect_results.SELECTION_METHODS:
+        assert method.name.replace("(", r"\(" if 0 else "(") in out
+    if form in ("csv", "json"):
+        read = {"csv": pd.read_csv, "json": pd.read_json}[form]
+        frame = read(io.StringIO(out)).query("environment != 'Avg'")
+        cells = [
+            f"{m:.1f} {e:.1f}" for m, e in frame[["mean", "standard_error"]].values
+        ]
+    else:
+        cells = re.findall(r"(\d+\.\d) (?:±|\$\\pm\$) (\d+\.\d)", out)
+        cells = [" ".join(pair) for pair in cells]
+    text = (CONTRACT / "table_pairs.txt").read_text()
+    tables = text.split("-------- Dataset: ")[1:]
+    for table in tables:
+        expected = re.findall(r"(\d+\.\d) \+/- (\d+\.\d)", table.split("\n\n")[0])
+        assert {" ".join(pair) for pair in expected} <= {*cells}
+    assert not (folder / "results.txt").exists()
+
+
+@pytest.mark.parametrize("kind, flags", [("txt", "text"), ("tex", "latex")])
+def test_text_and_latex_are_formats_too(kind, flags, tmp_path, capsys):
+    folder = unpacked_sweep("sweep_single", tmp_path)
+    assert run_main("--input_dir", folder, "--format", flags) == 0
+    expected = (CONTRACT / f"table_single.{kind}").read_text()
+    assert capsys.readouterr().out == expected
+
+
+def test_an_unknown_format_or_selection_names_the_nearest(tmp_path, capsys):
+    write_run(tmp_path, "run")
+    assert run_main("--input_dir", tmp_path, "--format", "cvs") == 2
+    assert "Did you mean 'csv'?" in capsys.readouterr().err
+    assert run_main("--input_dir", tmp_path, "--selection", "orcale") == 2
+    captured = capsys.readouterr()
+    assert "Did you mean 'oracle'?" in captured.err
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize(
+    "name", ["oracle", "OracleSelectionMethod", "test-domain validation set (oracle)"]
+)
+def test_one_selection_method_alone(name, tmp_path, capsys):
+    write_run(tmp_path, "run")
+    assert run_main("--input_dir", tmp_path, "--selection", name) == 0
+    out = capsys.readouterr().out
+    assert out.count("--------") == 2
+    assert out.count("model selection method: test-domain validation set") == 2
+
+
+def test_selection_auto_lr_merges_as_the_flag_does(tmp_path, capsys):
+    write_run(tmp_path, "searched", more={"env1_out_acc": 0.9})
+    write_run(tmp_path, "full", holdout_fraction=0.0, more={"fd_env0_in_acc": 0.75})
+    assert run_main("--input_dir", tmp_path, "--auto_lr") == 0
+    flag = capsys.readouterr().out
+    assert run_main("--input_dir", tmp_path, "--selection", "auto_lr") == 0
+    assert capsys.readouterr().out == flag
+
+
+def test_several_folders_make_one_table(tmp_path, capsys):
+    for env in (0, 1):
+        write_run(tmp_path / "one", f"run{env}", test_envs=[env])
+    for env in (1, 2, 3):
+        write_run(tmp_path / "two", f"run{env}", test_envs=[env], data_dir="elsewhere")
+    folders = [tmp_path / "one", tmp_path / "two"]
+    assert run_main("--input_dir", *folders, "--selection", "iid") == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith("Total records: 4\n")
+    assert "PACS: 4 of 4 expected runs" in captured.err
+    assert "1 runs stand in several folders and count once" in captured.err
+    assert not [*tmp_path.glob("*/results.txt")]
+    (tmp_path / "three").write_text("")
+    assert run_main("--input_dir", *folders, tmp_path / "three") == 2
+    assert f"{tmp_path / 'three'} is no folder" in capsys.readouterr().err
+
+
+def test_output_takes_what_would_be_printed(tmp_path, capsys):
+    write_run(tmp_path / "sweep", "run")
+    assert run_main("--input_dir", tmp_path / "sweep") == 0
+    printed = capsys.readouterr().out
+    (tmp_path / "sweep" / "results.txt").unlink()
+    assert run_main("--input_dir", tmp_path / "sweep", "--output", tmp_path / "t") == 0
+    assert capsys.readouterr().out == ""
+    assert (tmp_path / "t").read_text() == printed
+    assert not (tmp_path / "sweep" / "results.txt").exists()
+    for wrong in (tmp_path / "no" / "t", tmp_path, "."):
+        assert run_main("--input_dir", tmp_path / "sweep", "--output", wrong) == 2
+        assert f"--output {wrong} cannot be written" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"sweep", "t"}
+
+
+def test_published_figures_stand_below_a_rule(tmp_path, capsys):
+    write_run(tmp_path / "sweep", "run")
+    file = tmp_path / "theirs.csv"
+    file.write_text("method,PACS,VLCS,source\nLFA,96.1,80,their paper\nProbe,,70,\n")
+    flags = (
+        "--input_dir",
+        tmp_path / "sweep",
+        "--selection",
+        "iid",
+        "--baseline",
+        file,
+    )
+    assert run_main(*flags) == 0
+    averages = capsys.readouterr().out.split("-------- Averages")[1]
+    rows = [line.split("  ") for line in averages.splitlines()[1:]]
+    found = [[cell.strip() for cell in row if cell.strip()] for row in rows]
+    assert found == [
+        ["Algorithm", "PACS", "Avg"],
+        ["ERM", "50.0 +/- 0.0", "50.0"],
+        ["-" * 25] * 3,
+        ["LFA", "96.1"],
+    ]
+    assert run_main(*flags, "--latex") == 0
+    latex = capsys.readouterr().out.split("subsubsection{Averages}")[1]
+    assert latex.index("ERM") < latex.rindex("\\midrule") < latex.index("LFA")
+    assert run_main(*flags, "--format", "csv") == 0
+    rows = pd.read_csv(io.StringIO(capsys.readouterr().out))
+    assert rows["source"].tolist() == ["this sweep", "their paper"]
+    file.write_text("method,VLCS\nLFA,80\n")
+    assert run_main(*flags) == 2
+    assert "has no figures for PACS" in capsys.readouterr().err
+
+
+def test_an_environment_that_the_dataset_has_not_is_named(tmp_path, capsys):
+    write_run(tmp_path, "a")
+    write_run(tmp_path, "b", test_envs=[0, 9])
+    assert run_main("--input_dir", tmp_path) == 0
+    warning = "warning: 1 records of PACS test on environment 9, which it has not"
+    assert warning in capsys.readouterr().err
+
+
+def test_a_dataset_that_is_not_registered_is_in_the_frames(tmp_path, capsys):
+    write_run(tmp_path, "a", dataset="Mine")
+    assert run_main("--input_dir", tmp_path, "--format", "markdown") == 0
+    captured = capsys.readouterr()
+    assert "| Algorithm | env0 | Avg |" in captured.out
+    assert "Mine is not registered here: its columns have numbers" in captured.err
+
+
+def test_records_without_accuracies_are_one_sentence(tmp_path, capsys):
+    write_run(tmp_path, "run")
+    file = tmp_path / "run" / "results.jsonl"
+    file.write_text(file.read_text().replace("_acc", "_loss"))
+    assert run_main("--input_dir", tmp_path, "--format", "html") == 2
+    assert capsys.readouterr().err.endswith(
+        "error: no run has the accuracies that training-domain validation set, "
+        "leave-one-domain-out cross-validation, test-domain validation set (oracle) "
+        "needs.\n"
+    )
+
+
+def test_runs_from_different_worlds_are_named(tmp_path, capsys):
+    for env in (0, 1):
+        args = {"dataset": "PACS", "trial_seed": 0, "test_envs": [env]}
+        write_run(tmp_path, f"run{env}", **args)
+        about = {"args": args, "git": None, "device": "cpu", "split": "s"}
+        about |= {"versions": {"torch": "2.4", "domainbed": "0.1"}, "dataset": str(env)}
+        (tmp_path / f"run{env}" / "run.json").write_text(json.dumps(about))
+    assert run_main("--input_dir", tmp_path) == 0
+    mixed = "warning: runs differ in data of PACS: 0 (1 runs), 1 (1 runs)"
+    assert mixed in capsys.readouterr().err.splitlines()
 
 
 @pytest.mark.parametrize("script", [collect_results, list_top_hparams])

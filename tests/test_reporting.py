@@ -10,7 +10,8 @@ from domainbed.lib.reporting import get_grouped_records, load_records, parse_rec
 
 def record(test_envs, step=0, **args):
     args = {"trial_seed": 0, "dataset": "D", "algorithm": "A", "hparams_seed": 0} | args
-    return {"step": step, "args": {"test_envs": test_envs, **args}}
+    args = {"test_envs": test_envs, "output_dir": "out", **args}
+    return {"step": step, "args": args, "hparams": {}}
 
 
 def write(folder, *lines):

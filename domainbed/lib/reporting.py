@@ -65,6 +65,9 @@ def read_records(folder: Path, problems: dict[str, list[str]]) -> list[dict[str,
         problems[EMPTY].append(str(folder))
     if len({(_identity(record), record["step"]) for record in records}) < len(records):
         problems[REPEATED].append(str(folder))
+    for record in records:  # what list_top_hparams shows
+        record.setdefault("hparams", {})
+        record["args"].setdefault("output_dir", str(folder))
     if any(is_nan(record.get("loss")) for record in records):
         problems[DIVERGED].append(str(folder))
     return records
