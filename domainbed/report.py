@@ -16,7 +16,7 @@ from domainbed.lib import reporting
 from domainbed.lib.errors import InputError
 from domainbed.lib.mixtures import mixtures
 from domainbed.model_selection import OracleSelectionMethod, SelectionMethod
-from domainbed.report_blocks import Chosen, attention_block, method_blocks
+from domainbed.report_blocks import Chosen, absent, attention_block, method_blocks
 from domainbed.report_coverage import STATES, coverage_block, read_runs, unknown_runs
 from domainbed.report_parts import Block, Part, plural, summary
 from domainbed.report_svg import PALETTE
@@ -84,10 +84,11 @@ def section(
         Chosen(method, own(frame), oracle, steps, runs, names)
         for method, frame in draws.items()
     ]
-    attention = [attention_block(o) for o in options if not o.draws.empty][:1]
+    first = next((option for option in options if not option.draws.empty), None)
+    attention = attention_block(first) if first else None
     return [
         *method_blocks(options),
-        *(block for block in attention if block),
+        *([attention] if attention else []),
         coverage_block(runs, names, root),
     ]
 
@@ -111,6 +112,9 @@ def overview(
     """The methods' averages on every dataset."""
     parts = []
     for method, frame in draws.items():
+        if frame.empty:
+            parts.append(absent(method))
+            continue
         means = tables.averages(report_data.accuracies(frame[frame["chosen"]]))
         means["environment"] = means["dataset"]
         mean, err = report_data.wide(means, names)

@@ -77,16 +77,16 @@ def method_blocks(options: list[Chosen]) -> Iterator[Block]:
         "Hyperparameters": sensitivity_part,
     }
     for title, make in makers.items():
-        parts = [absent(own) if own.draws.empty else make(own) for own in options]
+        parts = [
+            absent(own.method) if own.draws.empty else make(own) for own in options
+        ]
         if any(part is not None and part.pictures for part in parts):
             yield Block(title, [part for part in parts if part is not None])
 
 
-def absent(own: Chosen) -> Part:
-    return Part(
-        own.method.name,
-        [f"This sweep has not the runs that {own.method.name} needs."],
-    )
+def absent(method: type[SelectionMethod]) -> Part:
+    """What stands where a method has nothing to choose from."""
+    return Part(method.name, [f"The runs that {method.name} needs are not here."])
 
 
 def accuracy_part(own: Chosen) -> Part:
@@ -135,19 +135,21 @@ def selection_in_words(method: type[SelectionMethod], losses: pd.DataFrame) -> s
     reached = f"Chosen by {method.name}, the methods reach {means['chosen %']:.1f} %"
     best = (
         f"the best draw of every trial would reach {means['best draw %']:.1f} %, "
-        f"{means['lost to it']:.1f} points more"
+        f"{means['lost to the best']:.1f} points more"
     )
     if method is OracleSelectionMethod:
         return f"{reached} on average; {best}."
     lost = losses.set_index("algorithm")["lost to the oracle"]
-    change = "loses" if lost.mean() >= 0 else "gains"
+    change = f"{'loses' if lost.mean() > 0 else 'gains'} {abs(lost.mean()):.1f} points"
+    if abs(lost.mean()) < 0.05:
+        change = "loses nothing"
     most = ""
     if len(lost) > 1 and lost.max() >= 0.05:
-        most = f", most with {lost.idxmax()} ({lost.max():.1f})"
+        most = f"; it loses most with {lost.idxmax()}, {lost.max():.1f} points"
     return (
         f"{reached} on average; chosen by the oracle, which looks at the test domain, "
-        f"{means['oracle %']:.1f} %: selection {change} {abs(lost.mean()):.1f} "
-        f"points{most}. {best[0].upper()}{best[1:]}."
+        f"{means['oracle %']:.1f} %. So selection {change} on average{most}. "
+        f"{best[0].upper()}{best[1:]}."
     )
 
 
@@ -194,8 +196,9 @@ def sensitivity_part(own: Chosen) -> Part | None:
     draws = report_data.sensitivity(own.draws)
     if draws.empty:
         return None
-    common = draws.groupby("hparam")["algorithm"].nunique().nlargest(MOST_HPARAMS)
-    hparams = sorted(common.index)
+    correlations = report_data.rank_correlations(draws)
+    strength = correlations.abs().groupby("hparam").max()
+    hparams = [*strength.sort_values(ascending=False).index[:MOST_HPARAMS]]
     rows = tables.in_order(draws["algorithm"], algorithms.ALGORITHMS)
     numbers = draws.assign(value=draws["value"].map(value_text))
     numbers = numbers.pivot_table(
@@ -206,10 +209,11 @@ def sensitivity_part(own: Chosen) -> Part | None:
         sort=False,
     )
     picture = Picture(
-        "A point is a draw of one trial, its test accuracy averaged over the test "
-        "domains. In a flat cloud the hyperparameter does not matter; where the cloud "
-        "peaks at an edge, the range is too narrow.",
-        report_figures.sensitivity(draws, rows, hparams),
+        "A point is a draw of one trial: its test accuracy, averaged over the test "
+        "domains, less the mean of the trial's draws. ρ is the rank correlation; the "
+        "hyperparameters with the strongest come first. A flat cloud: it does not "
+        "matter. A peak at an edge: its range is too narrow.",
+        report_figures.sensitivity(draws, rows, hparams, correlations),
         table(numbers.reset_index()),
     )
     return Part(own.method.name, pictures=[picture])

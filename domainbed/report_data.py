@@ -64,7 +64,8 @@ def draws(records: Q, method: type[SelectionMethod]) -> pd.DataFrame:
                 )
             )
     names = ["hparams_seed", "val", "test", "chosen", "hparams"]
-    return pd.DataFrame(rows, columns=[*CELL, *names])
+    frame = pd.DataFrame(rows, columns=[*CELL, *names])
+    return frame.astype({"chosen": bool})
 
 
 def accuracies(draws: pd.DataFrame) -> pd.DataFrame:
@@ -99,7 +100,9 @@ def selection_losses(draws: pd.DataFrame, oracle: pd.DataFrame) -> pd.DataFrame:
     )
     means = cells.groupby("algorithm").mean()
     means.insert(2, "lost to the oracle", means["oracle %"] - means["chosen %"])
-    return means.assign(**{"lost to it": means["best draw %"] - means["chosen %"]})
+    return means.assign(
+        **{"lost to the best": means["best draw %"] - means["chosen %"]}
+    )
 
 
 def curves(steps: pd.DataFrame, chosen: pd.DataFrame) -> pd.DataFrame:
@@ -141,7 +144,8 @@ def costs(steps: pd.DataFrame, runs: pd.DataFrame, means: pd.DataFrame) -> pd.Da
 def sensitivity(draws: pd.DataFrame) -> pd.DataFrame:
     """Test accuracy against every hyperparameter that varies, over test environments.
 
-    Columns algorithm, trial_seed, hparams_seed, hparam, value, test, val.
+    Columns algorithm, hparam, trial_seed, hparams_seed, value, val, test and gain, the
+    test accuracy less the mean of the trial's draws.
     """
     rows = []
     for algorithm, own in draws.groupby("algorithm", sort=False):
@@ -153,9 +157,25 @@ def sensitivity(draws: pd.DataFrame) -> pd.DataFrame:
                 rows.append(own_rows)
     keys = ["algorithm", "hparam", "trial_seed", "hparams_seed"]
     if not rows:
-        return pd.DataFrame(columns=[*keys, "value", "val", "test"])
+        return pd.DataFrame(columns=[*keys, "value", "val", "test", "gain"])
     groups = pd.concat(rows).groupby(keys, sort=False, as_index=False)
-    return groups.agg({"value": "first", "val": "mean", "test": "mean"})
+    frame = groups.agg({"value": "first", "val": "mean", "test": "mean"})
+    trials = frame.groupby(keys[:3])["test"]
+    return frame.assign(gain=frame["test"] - trials.transform("mean"))
+
+
+def rank_correlations(rows: pd.DataFrame) -> pd.Series:
+    """Of `sensitivity`'s gain with the value, by (algorithm, hparam).
+
+    0 where all gains are equal and where values are no numbers.
+    """
+    found = {}
+    for key, own in rows.groupby(["algorithm", "hparam"]):
+        values = own["value"]
+        if values.map(reporting.is_number).all() and own["gain"].round(6).nunique() > 1:
+            found[key] = values.astype(float).rank().corr(own["gain"].rank())
+    names = pd.MultiIndex.from_frame(rows[["algorithm", "hparam"]].drop_duplicates())
+    return pd.Series(found, dtype=float).reindex(names).fillna(0.0)
 
 
 def attention(

@@ -7,9 +7,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from matplotlib.transforms import IdentityTransform, ScaledTranslation, Transform
 
 from domainbed.lib.reporting import is_number
+from domainbed.report_parts import signed
 from domainbed.report_svg import (
     LIGHT,
     WIDTH,
@@ -25,6 +25,7 @@ from domainbed.report_svg import (
     short,
     spread,
     tiles,
+    write,
 )
 
 ROW = 22  # height of a row of labels
@@ -56,18 +57,19 @@ def trial_points(
     rows = -(-len(domains) // columns)
     width = min((WIDTH - left - 8 - (columns - 1) * gap) / columns, 260)
     height = ROW * len(algorithms)
-    figure = canvas(rows * (height + 56))
+    figure = canvas(rows * (height + 52))
     for k, domain in enumerate(domains):
-        x, y = left + (k % columns) * (width + gap), 24 + k // columns * (height + 56)
+        x, y = left + (k % columns) * (width + gap), 24 + k // columns * (height + 52)
         ax = axes(figure, x, y, width, height)
         ax.set_title(short(domain))
         for i, name in enumerate(algorithms):
             here = (accs["environment"] == domain) & (accs["algorithm"] == name)
             values = 100 * accs["acc"][here].to_numpy()
-            dots(ax, values, np.full(len(values), i))
+            dots(ax, values, np.full(len(values), i), size=5.4)
             if len(values):
                 mean = values.mean()
-                ax.plot([mean, mean], [i - 0.36, i + 0.36], color=LIGHT["ink"], lw=1.8)
+                ends = [i - 0.36, i + 0.36]
+                ax.plot([mean, mean], ends, color=LIGHT["ink"], lw=1.6, zorder=1)
         ax.set_ylim(len(algorithms) - 0.5, -0.5)
         labels = [short(a) for a in algorithms] if k % columns == 0 else []
         ax.set_yticks(range(len(algorithms)), labels or [""] * len(algorithms))
@@ -85,8 +87,6 @@ def selection(draws: pd.DataFrame, algorithms: list[str]) -> Figure:
     The colour is the test domain's, a ring marks the draws that were chosen.
     """
     figure, panels = grid(len(algorithms), 170)
-    low = draws[["val", "test"]].min()
-    high = draws[["val", "test"]].max()
     for ax, name in zip(panels, algorithms, strict=True):
         own = draws[draws["algorithm"] == name]
         for env, points in own.groupby("test_env"):
@@ -95,8 +95,8 @@ def selection(draws: pd.DataFrame, algorithms: list[str]) -> Figure:
         ring = {"ms": 8, "mew": 1.3, "mfc": "none", "mec": LIGHT["ink"]}
         ax.plot(chosen["val"], chosen["test"], "o", **ring)
         ax.set_title(short(name, 28))
-        ax.set_xlim(*padded(low["val"], high["val"]))
-        ax.set_ylim(*padded(low["test"], high["test"]))
+        ax.set_xlim(*padded(own["val"].min(), own["val"].max()))
+        ax.set_ylim(*padded(own["test"].min(), own["test"].max()))
         ax.xaxis.set_major_locator(MaxNLocator(4))
     label(panels, "validation accuracy, %", "test accuracy, %")
     return figure
@@ -109,8 +109,6 @@ def curves(curves: pd.DataFrame, algorithms: list[str]) -> Figure:
     Thin: each test domain. Thick: their mean. Dashed: validation.
     """
     figure, panels = grid(len(algorithms), 150)
-    values = curves[["val", "test"]].to_numpy()
-    low, high = (np.nanmin(values), np.nanmax(values)) if len(values) else (0, 100)
     for ax, name in zip(panels, algorithms, strict=True):
         own = curves[curves["algorithm"] == name]
         for env, line in own.groupby("test_env"):
@@ -120,8 +118,11 @@ def curves(curves: pd.DataFrame, algorithms: list[str]) -> Figure:
         ax.plot(means.index, means["val"], "--", color=LIGHT["muted"], **one)
         ax.plot(means.index, means["test"], lw=2.2, color=LIGHT["ink"], **one)
         ax.set_title(short(name, 28))
-        ax.set_ylim(*padded(low, high))
+        values = own[["val", "test"]]
+        ax.set_ylim(*padded(values.min().min(), values.max().max()))
         ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        if one:
+            ax.set(xlim=(-1, 1), xticks=[*means.index])
     label(panels, "step", "accuracy, %")
     return figure
 
@@ -169,60 +170,64 @@ def name_heights(ax: Axes, costs: pd.DataFrame) -> None:
     rows = costs.sort_values("accuracy")
     places = spread(rows["accuracy"].to_numpy(), 14 * (high - low) / pixels)
     for name, y, place in zip(rows["algorithm"], rows["accuracy"], places, strict=True):
+        line = {"arrowstyle": "-", "color": LIGHT["line"], "relpos": (0, 0.5)}
         ax.annotate(
-            short(name), (1, y), (1.06, place), ax.get_yaxis_transform(),
-            va="center", annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": LIGHT["line"], "shrinkA": 1,
-                        "shrinkB": 0, "relpos": (0, 0.5)},
-        )  # fmt: skip
+            short(name),
+            xy=(1, y),
+            xytext=(1.06, place),
+            textcoords=ax.get_yaxis_transform(),
+            xycoords=ax.get_yaxis_transform(),
+            va="center",
+            annotation_clip=False,
+            arrowprops=line | {"shrinkA": 1, "shrinkB": 0},
+        )
 
 
 @drawn
 def sensitivity(
-    rows: pd.DataFrame, algorithms: list[str], hparams: list[str]
+    draws: pd.DataFrame,
+    algorithms: list[str],
+    hparams: list[str],
+    correlations: pd.Series,
 ) -> Figure:
-    """A row per algorithm, a column per hyperparameter: test accuracy of each draw."""
-    left, gap, height = left_of(algorithms) + 34, 16, 92
-    width = min((WIDTH - left - 4) / len(hparams) - gap, 260)
-    figure = canvas(len(algorithms) * (height + 14) + 60)
+    """A row per algorithm, a column per hyperparameter: the gain of each draw."""
+    left, gap, height, step = left_of(algorithms) + 34, 16, 80, 106
+    width = min((WIDTH - left) / len(hparams) - gap, 260)
+    figure = canvas(len(algorithms) * step + 44)
+    lowest: dict[str, Axes] = {}  # of each column
     for i, algorithm in enumerate(algorithms):
-        own = rows[rows["algorithm"] == algorithm]
-        low, high = padded(own["test"].min(), own["test"].max())
+        own = draws[draws["algorithm"] == algorithm]
+        limits = padded(own["gain"].min(), own["gain"].max())
+        first = True
         for j, hparam in enumerate(hparams):
             points = own[own["hparam"] == hparam]
-            box = (left + j * (width + gap), 24 + i * (height + 14), width, height)
-            ax = axes(figure, *box)
-            if i == 0:
-                ax.set_title(short(hparam, 26))
-            is_last = i == len(algorithms) - 1
-            draw_values(ax, rows[rows["hparam"] == hparam]["value"], points)
-            ax.set_ylim(low, high)
+            if points.empty:
+                continue
+            ax = axes(figure, left + j * (width + gap), 32 + i * step, width, height)
+            draw_gains(ax, draws[draws["hparam"] == hparam]["value"], points)
+            rho = correlations[algorithm, hparam]
+            ax.set_title(
+                "ρ = " + signed(f"{rho:.1f}"), color=LIGHT["muted"], loc="right", pad=2
+            )
+            ax.set_ylim(*limits)
             ax.yaxis.set_major_locator(MaxNLocator(3))
-            ax.tick_params(labelleft=j == 0, labelbottom=is_last)
-            if j == 0:
-                ax.text(-34 - 6, height / 2, short(algorithm), ha="right", va="center",
-                        transform=pixels_of(ax))  # fmt: skip
+            ax.tick_params(labelleft=first, labelbottom=False)
+            first, lowest[hparam] = False, ax
+        write(figure, left - 40, 32 + i * step + height / 2, short(algorithm), "right")
+    for j, hparam in enumerate(hparams):
+        write(figure, left + j * (width + gap), 8, short(hparam, 20))
+        lowest[hparam].tick_params(labelbottom=True)
     return figure
 
 
-def pixels_of(ax: Axes) -> Transform:
-    """Pixels from the axes' lower left corner."""
-    box = ax.get_position()
-    w, h = ax.figure.get_size_inches()
-    return IdentityTransform() + ScaledTranslation(
-        box.x0 * w, box.y0 * h, ax.figure.dpi_scale_trans
-    )
-
-
-def draw_values(ax: Axes, every: pd.Series, points: pd.DataFrame) -> None:
-    """Test accuracy against the value; other values than numbers stand side by side."""
+def draw_gains(ax: Axes, every: pd.Series, points: pd.DataFrame) -> None:
+    """Gains against the value; values that are no numbers stand side by side."""
     if every.map(is_number).all():
-        dots(ax, points["value"].astype(float), points["test"])
+        dots(ax, points["value"].astype(float), points["gain"])
         scale(ax, every.to_numpy(float))
         return
     names = sorted({*every.map(str)})
-    places = points["value"].map(lambda value: names.index(str(value)))
-    dots(ax, places, points["test"])
+    dots(ax, points["value"].map(lambda value: names.index(str(value))), points["gain"])
     ax.set_xlim(-0.5, len(names) - 0.5)
     ax.set_xticks(range(len(names)), [short(name, 12) for name in names])
 

@@ -78,7 +78,13 @@ def shown(value: Any) -> str:
         return "–"
     if isinstance(value, Markup):
         return value
-    return f"{value:.1f}" if isinstance(value, float) else str(value)
+    return signed(f"{value:.1f}") if isinstance(value, float) else str(value)
+
+
+def signed(number: str) -> str:
+    """The number with a true minus sign, and none before zero."""
+    is_zero = not number.strip("-0.")
+    return number.lstrip("-") if is_zero else number.replace("-", "−")
 
 
 def digits(values: pd.Series) -> pd.Series:
@@ -104,7 +110,7 @@ def table(frame: pd.DataFrame, **more: str) -> Table:
 
 def looks_numeric(text: str) -> bool:
     try:
-        float(text.replace(",", ""))
+        float(text.replace(",", "").replace("−", "-"))
     except ValueError:
         return text == "–"
     return True

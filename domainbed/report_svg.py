@@ -137,6 +137,12 @@ def axes(figure: Figure, x: float, y: float, width: float, height: float) -> Axe
     return ax
 
 
+def write(figure: Figure, x: float, y: float, text: str, side: str = "left") -> None:
+    """Text that begins, or ends, at a place given in pixels from the top left."""
+    w, h = figure.get_size_inches() * 72
+    figure.text(x / w, 1 - y / h, text, ha=side, va="center")
+
+
 def short(text: str, most: int = 22) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
@@ -210,11 +216,11 @@ def tiles(
     ax.tick_params(axis="y", labelcolor=LIGHT["ink"])
 
 
-def padded(low: float, high: float) -> tuple[float, float]:
-    """Limits a little beyond; of nothing, or of one value, some around it."""
+def padded(low: float, high: float, least: float = 4.0) -> tuple[float, float]:
+    """Limits a little beyond, at least so far apart: noise must not look like news."""
     if not np.isfinite([low, high]).all():
         return 0, 100
-    pad = max(0.06 * (high - low), 0.5)
+    pad = max(0.06 * (high - low), (least - (high - low)) / 2)
     return low - pad, high + pad
 
 
@@ -241,32 +247,32 @@ def spread(values: np.ndarray, gap: float) -> np.ndarray:
 
 
 def scale(ax: Axes, values: np.ndarray) -> None:
-    """A logarithmic x axis, with a place for 0, where the values are far apart."""
+    """The x axis for these values: logarithmic, with a place for 0, if far apart."""
     positive = values[values > 0]
-    if len(positive) == 0 or positive.max() < 20 * positive.min():
-        ax.margins(x=0.12)
+    has_zero = bool((values == 0).any())
+    if positive.size == 0 or positive.max() < 20 * positive.min():
+        span = max(np.ptp(values), 0.05 * abs(values).max(), 1e-9)
+        ax.set_xlim(values.min() - 0.12 * span, values.max() + 0.12 * span)
         ax.xaxis.set_major_locator(MaxNLocator(3))
-        if len(positive) == len(values) or positive.size == 0:
-            return
+        return
     low, high = np.floor(np.log10(positive.min())), np.ceil(np.log10(positive.max()))
-    if (values == 0).any():
+    if has_zero:
         ax.set_xscale("symlog", linthresh=10**low, linscale=0.5)
-        ax.set_xlim(-(10**low) / 3, 10**high * 1.5)
+        ax.set_xlim(-(10**low) / 3, positive.max() * 2)
     else:
         ax.set_xscale("log")
         ax.set_xlim(positive.min() / 1.6, positive.max() * 1.6)
-    powers = np.arange(low, high + 1)
-    powers = powers[:: -(-len(powers) // 4)]
-    ticks = ([0.0] if (values == 0).any() else []) + [10**p for p in powers]
-    left, right = ax.get_xlim()
-    ticks = [t for t in ticks if left <= t <= right]
-    ax.set_xticks(ticks, [brief(t) for t in ticks])
+    powers = np.arange(low + has_zero, high + 1)
+    ticks = [10**power for power in powers[:: -(-len(powers) // 3)]]
+    limits = ax.get_xlim()
+    ticks = [tick for tick in [0.0, *ticks] if limits[0] <= tick <= limits[1]]
+    ax.set_xticks(ticks, [brief(tick) for tick in ticks])
     ax.xaxis.set_minor_locator(NullLocator())
 
 
 def brief(value: float) -> str:
-    """1000 as 1k, 1e6 as 1M, small ones as 1e-05."""
+    """1000 as 1k, 1e6 as 1M, small ones as 1e-5."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= size:
             return f"{value / size:g}{letter}"
-    return f"{value:g}"
+    return f"{value:g}".replace("e-0", "e-")
