@@ -75,7 +75,7 @@ def section(
     def own(frame: pd.DataFrame) -> pd.DataFrame:
         return frame[frame["dataset"] == dataset]
 
-    runs, steps = own(runs), own(steps)
+    runs, steps = own(runs).infer_objects(), own(steps)
     last = max((env for envs in runs["test_envs"] for env in envs), default=-1)
     numbered = [f"env{env}" for env in range(last + 1)]
     names = [*tables.environments(dataset)] or numbered

@@ -257,14 +257,13 @@ def attention_picture(
     }
     panels = {title: rows for title, rows in panels.items() if rows}
     rows = [
-        (name, BRANCHES[branch], *(f"{100 * w:.1f}" for w in layers))
+        {kind: name, "branch": BRANCHES[branch]}
+        | {str(i): f"{100 * weight:.1f}" for i, weight in enumerate(layers, start=1)}
         for name, own in weights.items()
         for branch, layers in own.items()
     ]
-    numbers = pd.DataFrame(rows).fillna("")
-    numbers.columns = [kind, "branch", *range(1, numbers.shape[1] - 1)]
     return Picture(
         f"{algorithm}, mean over {ATTENTION[kind]}.{note}",
         report_figures.layers(panels, [*shown]),
-        table(numbers),
+        table(pd.DataFrame(rows)),
     )

@@ -29,7 +29,8 @@ def read_runs(input_dir: Path) -> pd.DataFrame:
     """
     rows = [run_facts(f) for f in sorted(input_dir.glob("*")) if is_run(f)]
     more = ["folder", "state", "error", "parameters", "device"]
-    return pd.DataFrame(rows, columns=["dataset", *RUN, *more])
+    # As objects: seeds beside None would become floats.
+    return pd.DataFrame(rows, columns=["dataset", *RUN, *more], dtype=object)
 
 
 def is_run(folder: Path) -> bool:
@@ -116,17 +117,21 @@ def problems(rows: pd.DataFrame, root: Path) -> Table:
     """A row per run that is not done: its last words, and a link to its log."""
     order = rows["state"].map(URGENCY.index).sort_values(kind="stable").index
     rows = rows.loc[order]
-    logs = [log_link(folder, root) for folder in rows["folder"]]
     wanted = ("state", "algorithm", "environment", "trial_seed", "hparams_seed")
-    return table(rows[[*wanted, "error"]].assign(log=logs))
+    return table(rows[[*wanted, "error"]].assign(log=log_links(rows, root)))
 
 
-def log_link(folder: Any, root: Path) -> str:
-    """A link to the run's err.txt, relative to `root`; nothing if it has none."""
-    if not isinstance(folder, Path) or not (folder / "err.txt").is_file():
-        return ""
-    path = os.path.relpath(folder / "err.txt", root)
-    return Markup('<a href="{}">{}</a>').format(quote(path), folder.name[:8])
+def log_links(rows: pd.DataFrame, root: Path) -> pd.Series:
+    """A link to each run's err.txt, relative to `root`; nothing if it has none."""
+
+    def link(folder: Any) -> str:
+        if not isinstance(folder, Path) or not (folder / "err.txt").is_file():
+            return ""
+        path = os.path.relpath(folder / "err.txt", root)
+        return Markup('<a href="{}">{}</a>').format(quote(path), folder.name[:8])
+
+    # As objects: a column of strings would forget that these are markup.
+    return pd.Series([*map(link, rows["folder"])], rows.index, dtype=object)
 
 
 def unknown_runs(runs: pd.DataFrame, root: Path) -> Table | None:
@@ -134,8 +139,7 @@ def unknown_runs(runs: pd.DataFrame, root: Path) -> Table | None:
     rows = runs[runs["algorithm"].isna()]
     if rows.empty:
         return None
-    logs = [log_link(folder, root) for folder in rows["folder"]]
-    frame = rows[["state", "folder", "error"]].assign(
-        folder=[folder.name for folder in rows["folder"]], log=logs
-    )
+    names = [folder.name for folder in rows["folder"]]
+    frame = rows[["state", "error"]].assign(log=log_links(rows, root))
+    frame.insert(1, "folder", names)
     return table(frame)

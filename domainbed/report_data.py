@@ -148,7 +148,8 @@ def sensitivity(draws: pd.DataFrame) -> pd.DataFrame:
     test accuracy less the mean of the trial's draws.
     """
     rows = []
-    for algorithm, own in draws.groupby("algorithm", sort=False):
+    draws = draws.sort_values(["trial_seed", "hparams_seed"], kind="stable")
+    for algorithm, own in draws.groupby("algorithm"):
         names = {name for hparams in own["hparams"] for name in hparams}
         for name in sorted(names):
             values = own["hparams"].map(lambda hparams, name=name: hparams.get(name))

@@ -69,16 +69,12 @@ class Block(NamedTuple):
 
 
 def shown(value: Any) -> str:
-    """A cell's text: an accuracy with one decimal, other fractions with 3 digits."""
-    if (
-        value is None
-        or value is pd.NaT
-        or (isinstance(value, float) and np.isnan(value))
-    ):
+    """A cell's text: a float, which is an accuracy, has one decimal; markup stays."""
+    if pd.isna(value):
         return "–"
-    if isinstance(value, Markup):
-        return value
-    return signed(f"{value:.1f}") if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return signed(f"{value:.1f}")
+    return value if isinstance(value, Markup) else str(value)
 
 
 def signed(number: str) -> str:
@@ -88,8 +84,14 @@ def signed(number: str) -> str:
 
 
 def digits(values: pd.Series) -> pd.Series:
-    """The numbers as text with three digits."""
-    return values.map(lambda x: shown(x) if pd.isna(x) else f"{x:,.3g}")
+    """The numbers as text: three digits, or all before the point."""
+
+    def text(value: float) -> str:
+        if np.isnan(value):
+            return "–"
+        return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+    return values.astype(float).map(text)
 
 
 def table(frame: pd.DataFrame, **more: str) -> Table:
