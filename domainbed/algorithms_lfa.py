@@ -310,6 +310,17 @@ class LFA(CLIPAlgorithm):
         mixed = beta * product / norm + (1 - beta) * image @ own.T
         return self.backbone.scale * mixed
 
+    def last_layer_logits(self, z: torch.Tensor) -> torch.Tensor:
+        """Class scores (B, C) of the same projections if only the last layers answer.
+
+        Every attention lies wholly on the last layer, so the values are projected and
+        compared as they are: what the other layers have to rescue where it is wrong.
+        """
+        t, beta = self.text_features[:, -1], self.hparams["beta"]  # (C, W)
+        image = unit(self.image_v(z[:, -1]))  # (B, E)
+        text = beta * unit(self.cross_v(t)) + (1 - beta) * unit(self.self_v(t))
+        return self.backbone.scale * image @ text.T
+
     def layer_attention(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """How much each layer weighs: image (B, L), self (C, L), cross (B, C, L)."""
         z, t = self.features(x), self.text_features
