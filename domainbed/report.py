@@ -26,7 +26,7 @@ TEMPLATE = Path(__file__).parent / "assets" / "report.html"
 
 
 def make_report(input_dir: Path, output: Path, methods: Methods) -> str:
-    """The page's HTML; InputError if the folder holds no records.
+    """The page's HTML; InputError if the folder holds no runs.
 
     Links to logs are relative to the folder of `output`.
     """
@@ -34,16 +34,16 @@ def make_report(input_dir: Path, output: Path, methods: Methods) -> str:
         raise InputError(
             f"--input_dir {input_dir} is no folder; give a sweep's output_dir."
         )
-    records = reporting.load_records(input_dir)
-    if not records:
+    records, runs = reporting.load_records(input_dir), read_runs(input_dir)
+    present = {*records.select("args.dataset"), *runs["dataset"].dropna()}
+    if not present:
         raise InputError(
             f"--input_dir {input_dir} holds no results.jsonl with records; give a "
             "sweep's output_dir."
         )
-    root = output.parent
-    runs, steps = read_runs(input_dir), report_data.steps(records)
+    root, steps = output.parent, report_data.steps(records)
     draws = {method: report_data.draws(records, method) for method in methods}
-    names = tables.in_order(records.select("args.dataset"), datasets.DATASETS)
+    names = tables.in_order(present, datasets.DATASETS)
     sections = [(name, section(name, runs, steps, draws, root)) for name in names]
     environment = jinja2.Environment(
         autoescape=True,

@@ -44,7 +44,9 @@ def is_run(folder: Path) -> bool:
 def run_facts(folder: Path) -> dict[str, Any]:
     """The row of a run's folder."""
     about = read_json(folder / "run.json")
-    args = about.get("args") or first_record(folder).get("args") or {}
+    # As a record they are checked as records are.
+    record = reporting.parse_record(json.dumps({"step": 0, "args": about.get("args")}))
+    args = (record or first_record(folder)).get("args", {})
     test_envs = args.get("test_envs")
     own = RunFolder(folder)
     state = own.state

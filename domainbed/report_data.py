@@ -138,7 +138,7 @@ def costs(steps: pd.DataFrame, runs: pd.DataFrame, means: pd.DataFrame) -> pd.Da
     frame["parameters"] = parameters.groupby(runs["algorithm"]).median()
     frame["step_time"] = time
     frame["mem_gb"] = steps.groupby("algorithm")["mem_gb"].max()
-    return frame.reset_index(names="algorithm")
+    return frame.reset_index(names="algorithm").dropna(subset="accuracy")
 
 
 def sensitivity(draws: pd.DataFrame) -> pd.DataFrame:
@@ -165,6 +165,11 @@ def sensitivity(draws: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(gain=frame["test"] - trials.transform("mean"))
 
 
+def is_place(value: Any) -> bool:
+    """Whether it is a number that has a place on an axis."""
+    return reporting.is_number(value) and abs(value) < 1e300  # NaN is not
+
+
 def rank_correlations(rows: pd.DataFrame) -> pd.Series:
     """Of `sensitivity`'s gain with the value, by (algorithm, hparam).
 
@@ -173,7 +178,7 @@ def rank_correlations(rows: pd.DataFrame) -> pd.Series:
     found = {}
     for key, own in rows.groupby(["algorithm", "hparam"]):
         values = own["value"]
-        if values.map(reporting.is_number).all() and own["gain"].round(6).nunique() > 1:
+        if values.map(is_place).all() and own["gain"].round(6).nunique() > 1:
             found[key] = values.astype(float).rank().corr(own["gain"].rank())
     names = pd.MultiIndex.from_frame(rows[["algorithm", "hparam"]].drop_duplicates())
     return pd.Series(found, dtype=float).reindex(names).fillna(0.0)

@@ -8,10 +8,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from domainbed.lib.reporting import is_number
+from domainbed.report_data import is_place
 from domainbed.report_parts import signed
 from domainbed.report_svg import (
     LIGHT,
+    RIGHT,
     WIDTH,
     axes,
     canvas,
@@ -52,10 +53,10 @@ def trial_points(
     accs: pd.DataFrame, algorithms: list[str], domains: list[str]
 ) -> Figure:
     """A panel per domain: each trial's accuracy as a point, their mean as a bar."""
-    left, gap, per_row = left_of(algorithms), 16, 5
+    left, gap, per_row = left_of(algorithms), 24, 5
     columns = min(len(domains), per_row)
     rows = -(-len(domains) // columns)
-    width = min((WIDTH - left - 8 - (columns - 1) * gap) / columns, 260)
+    width = min((WIDTH - left - RIGHT - (columns - 1) * gap) / columns, 260)
     height = ROW * len(algorithms)
     figure = canvas(rows * (height + 52))
     for k, domain in enumerate(domains):
@@ -222,7 +223,7 @@ def sensitivity(
 
 def draw_gains(ax: Axes, every: pd.Series, points: pd.DataFrame) -> None:
     """Gains against the value; values that are no numbers stand side by side."""
-    if every.map(is_number).all():
+    if every.map(is_place).all():
         dots(ax, points["value"].astype(float), points["gain"])
         scale(ax, every.to_numpy(float))
         return

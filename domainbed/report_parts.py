@@ -119,7 +119,7 @@ def looks_numeric(text: str) -> bool:
 
 
 def plural(n: int, noun: str) -> str:
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
 def summary(mean: pd.DataFrame, err: pd.DataFrame) -> Summary:

@@ -40,6 +40,7 @@ PALETTE = {
 }
 LIGHT = {name: light for name, (light, _) in PALETTE.items()}
 WIDTH = 920
+RIGHT = 12  # half a number may stand out there
 STYLE = {
     "font.size": 11,
     "svg.fonttype": "none",  # text stays text: small, and set in the page's font
@@ -153,13 +154,12 @@ def left_of(labels: Sequence[str]) -> float:
 
 
 def grid(
-    n: int, height: float, left: float = 44, gap: float = 26, columns: int = 4
+    n: int, height: float, left: float = 44, gap: float = 30, columns: int = 4
 ) -> tuple[Figure, list[Axes]]:
     """n small axes in rows of at most `columns`, each under its title."""
-    columns = max(1, min(n, columns))
     rows = -(-n // columns)
-    width = (WIDTH - left - (columns - 1) * gap) / columns
-    width = min(width, 330)
+    columns = -(-n // rows)  # as even as can be
+    width = min((WIDTH - left - RIGHT - (columns - 1) * gap) / columns, 330)
     top, bottom = 24, 38
     figure = canvas(rows * (height + top + bottom))
     return figure, [
@@ -255,17 +255,19 @@ def scale(ax: Axes, values: np.ndarray) -> None:
         ax.set_xlim(values.min() - 0.12 * span, values.max() + 0.12 * span)
         ax.xaxis.set_major_locator(MaxNLocator(3))
         return
-    low, high = np.floor(np.log10(positive.min())), np.ceil(np.log10(positive.max()))
+    low = 10 ** np.floor(np.log10(positive.min()))
     if has_zero:
-        ax.set_xscale("symlog", linthresh=10**low, linscale=0.5)
-        ax.set_xlim(-(10**low) / 3, positive.max() * 2)
+        ax.set_xscale("symlog", linthresh=low, linscale=0.5)
+        ax.set_xlim(-low / 3, positive.max() * 2)
     else:
         ax.set_xscale("log")
         ax.set_xlim(positive.min() / 1.6, positive.max() * 1.6)
-    powers = np.arange(low + has_zero, high + 1)
-    ticks = [10**power for power in powers[:: -(-len(powers) // 3)]]
-    limits = ax.get_xlim()
-    ticks = [tick for tick in [0.0, *ticks] if limits[0] <= tick <= limits[1]]
+    # The first power has no room beside 0.
+    first, last = np.log10(
+        [low * 10 if has_zero else ax.get_xlim()[0], ax.get_xlim()[1]]
+    )
+    powers = np.arange(np.ceil(first), np.floor(last) + 1)
+    ticks = [0.0] * has_zero + [10**power for power in powers[:: -(-len(powers) // 3)]]
     ax.set_xticks(ticks, [brief(tick) for tick in ticks])
     ax.xaxis.set_minor_locator(NullLocator())
 

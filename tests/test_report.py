@@ -306,16 +306,40 @@ def test_one_domain_has_no_validation_and_is_covered(tmp_path):
     assert "training-domain validation set needs are not here" in page.text
 
 
-def test_a_diverged_run_is_a_dash(tmp_path):
-    for draw in (0, 1):
-        folder = write_run(
-            tmp_path / "s", [(0.5, 0.4)], draw=draw, hparams={"lr": draw}
-        )
-        file = folder / "results.jsonl"
-        file.write_text(file.read_text().replace('"loss": 1.0', '"loss": NaN'))
+def test_diverged_runs_are_dashes(tmp_path):
+    for draw, algorithm in enumerate(("ERM", "LFA")):
+        hparams = {"lr": math.nan if draw else 0.1, "name": draw or "x"}
+        for trial in (0, 1):
+            facts = {"algorithm": algorithm, "hparams": hparams, "trial": trial}
+            folder = write_run(tmp_path / "s", [(0.5, 0.4)], draw=draw, **facts)
+            file = folder / "results.jsonl"
+            costs = '"loss": NaN, "step_time": 0.1, "mem_gb": NaN'
+            file.write_text(file.read_text().replace('"loss": 1.0', costs))
     page = make(tmp_path / "s")
-    assert page.table("method", "Avg")[0]["A"] == "–"
+    assert [row["A"] for row in page.table("method", "Avg")] == ["–", "–"]
     assert "nan" not in page.html.lower()
+
+
+def test_hyperparameters_of_every_kind_have_a_place(tmp_path):
+    for draw, value in enumerate(("x", [1], None, True, 10**400, 0.1)):
+        accs = [(0.5, 0.4 + draw / 100)]
+        facts = {"hparams": {"odd": value, "even": draw}, "draw": draw}
+        write_run(tmp_path / "s", accs, **facts)
+    page = make(tmp_path / "s")
+    values = [row["odd"] for row in page.table("odd", "even")]
+    assert values == ["x", "[1]", "None", "True", str(10**400), "0.1"]
+
+
+def test_a_dataset_without_records_has_its_coverage(tmp_path):
+    folder = write_run(tmp_path / "s", [(0.5, 0.4)], dataset="VLCS")
+    record = json.loads((folder / "results.jsonl").read_text())
+    (folder / "run.json").write_text(json.dumps({"args": record["args"]}))
+    (folder / "results.jsonl").unlink()
+    (folder / "done").unlink()
+    RunFolder(folder).fail(-9)
+    page = make(tmp_path / "s")
+    assert page.headings == ["VLCS", "Coverage"]
+    assert page.table("last words")[0]["last words"] == "killed by SIGKILL"
 
 
 @pytest.mark.parametrize("kind", ["empty", "absent", "file"])
