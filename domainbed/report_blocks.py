@@ -100,8 +100,8 @@ def accuracy_part(own: Chosen) -> Part:
         table(mean.reset_index(names="algorithm")),
     )
     trials = Picture(
-        "A point is a trial, the bar their mean. Where the points of two methods "
-        "overlap, the trials do not tell them apart.",
+        "A point is a trial, the bar their mean. Methods whose points mix differ by "
+        "less than their trials do.",
         report_figures.trial_points(accs, own.algorithms, own.names),
         table(accs[["algorithm", "environment", "trial_seed", "test"]]),
     )
@@ -171,7 +171,8 @@ def curves_part(own: Chosen) -> Part | None:
 
 
 def efficiency_part(own: Chosen) -> Part | None:
-    costs = report_data.costs(own.steps, own.runs, tables.summary(own.accuracies))
+    mean, _ = report_data.wide(tables.summary(own.accuracies), own.names)
+    costs = report_data.costs(own.steps, own.runs, mean)
     known = report_figures.known_costs(costs)
     if not known:
         return None
@@ -180,8 +181,8 @@ def efficiency_part(own: Chosen) -> Part | None:
     texts = {name: digits(costs[name]) for name in known}
     picture = Picture(
         "Up is more accurate, left is cheaper; a method has one height in every panel "
-        "and its name at the right. Accuracy is the mean over domains, step time the "
-        f"median and memory the peak over all runs.{where}",
+        "and its name at the right. Accuracy is the mean over the domains that all "
+        f"have run, step time the median and memory the peak over all runs.{where}",
         report_figures.efficiency(costs, known),
         table(
             costs[["algorithm", "accuracy"]].assign(**texts),

@@ -124,16 +124,16 @@ def every_nth(rows: pd.DataFrame, most: int = 60) -> pd.DataFrame:
     return rows.iloc[np.linspace(0, len(rows) - 1, most).round().astype(int)]
 
 
-def costs(steps: pd.DataFrame, runs: pd.DataFrame, means: pd.DataFrame) -> pd.DataFrame:
-    """A row per algorithm: accuracy (Avg), parameters, step_time in ms, mem_gb.
+def costs(steps: pd.DataFrame, runs: pd.DataFrame, mean: pd.DataFrame) -> pd.DataFrame:
+    """A row per algorithm: accuracy, parameters, step_time in ms, mem_gb.
 
-    The first checkpoint's step warms up, so it counts only where there is no other.
+    `mean` is of algorithms x environments; the accuracy is over those environments that
+    all have. The first checkpoint's step warms up: it counts where there is no other.
     """
     later = steps[steps["step"] > 0]
     time = steps.groupby("algorithm")["step_time"].median()
     time = later.groupby("algorithm")["step_time"].median().combine_first(time)
-    accuracy = means.groupby("algorithm", sort=False)["mean"].mean()
-    frame = pd.DataFrame({"accuracy": accuracy})
+    frame = pd.DataFrame({"accuracy": mean.dropna(axis=1).mean(axis=1)})
     parameters = pd.to_numeric(runs["parameters"], errors="coerce")
     frame["parameters"] = parameters.groupby(runs["algorithm"]).median()
     frame["step_time"] = time

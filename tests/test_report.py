@@ -409,3 +409,20 @@ def test_limits_do_not_magnify_noise():
     low, high = report_svg.padded(50.0, 50.2)
     assert high - low == pytest.approx(4)
     assert report_svg.padded(math.nan, math.nan) == (0, 100)
+
+
+def test_costs_compare_methods_on_the_domains_that_all_have():
+    mean = pd.DataFrame({"A": [50.0, 60.0], "C": [90.0, math.nan]}, ["ERM", "LFA"])
+    steps = pd.DataFrame(
+        {
+            "algorithm": ["ERM"] * 3,
+            "step": [0, 1, 2],
+            "step_time": [900.0, 2.0, 4.0],
+            "mem_gb": [1.0, 2.0, 2.0],
+        }
+    )
+    runs = pd.DataFrame({"algorithm": ["LFA"], "parameters": [7]})
+    costs = report_data.costs(steps, runs, mean).set_index("algorithm")
+    assert costs["accuracy"].to_dict() == {"ERM": 50.0, "LFA": 60.0}
+    assert costs.loc["ERM", ["step_time", "mem_gb"]].tolist() == [3.0, 2.0]
+    assert costs.loc["LFA", "parameters"] == 7
