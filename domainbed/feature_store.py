@@ -1,32 +1,33 @@
 """Layer features of an environment, computed once and read by every run.
 
 A frozen CLIP gives an image the same features in every step, run, trial and draw. One
-pass writes them to `<feature_dir>/<key>/z.npy`, (N, L, D) in the environment's order;
-runs read it by memory map. The key digests all that the features depend on: the
-backbone's weights, its transform, the files with their sizes and modification times,
-the dtype. Whatever of these changes gives a new entry, so features are never stale.
+pass writes them to the folder `<feature_dir>/<key>`; runs read them by memory map. The
+key digests all that they depend on: the backbone's weights, its layers, its transform,
+the files with their sizes and times of change (or contents), the classes, the dtype.
+Whatever of these changes gives a new entry, so features are never stale.
 """
 
+import contextlib
 import errno
-import hashlib
 import json
 import os
 import re
+import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
 from domainbed.backbones import CLIPBackbone
 from domainbed.datasets import ImageEnvironment
+from domainbed.feature_entries import Entry, digest_files, key_of, shown
 from domainbed.lib import misc
-from domainbed.lib.errors import InputError
+from domainbed.lib.errors import DISK_ERRORS, InputError
 
 DTYPES = ("float16", "float32")
 BATCH = 64  # images; on a CPU larger ones are no faster
@@ -67,24 +68,31 @@ def default_feature_dir(data_dir: str | None) -> Path:
 
 
 def describe(
-    environment: ImageEnvironment, backbone: CLIPBackbone, dtype: str
+    environment: ImageEnvironment,
+    backbone: CLIPBackbone,
+    dtype: str,
+    strict: bool = False,
 ) -> dict[str, Any]:
-    """All that an environment's features depend on, and its folder for the reader."""
-    root = Path(environment.root)
-    files = hashlib.sha256()
-    for name, _ in environment.samples:
-        path = Path(name)
-        facts = path.stat()
-        line = f"{path.relative_to(root)} {facts.st_size} {facts.st_mtime_ns}\n"
-        files.update(line.encode())
+    """All that an environment's features depend on, in plain types.
+
+    `strict` knows images by their content, not by their size and time of change.
+    """
+    if dtype not in DTYPES:
+        raise InputError(
+            f"feature_dtype is {dtype!r}; it can be {' or '.join(DTYPES)}."
+        )
     return {
         "backbone": backbone.fingerprint,
+        "layers": backbone.n_image_layers,
+        "width": len(backbone.image_projection),
         # A function's repr ends in its address, another one in every process.
         "transform": re.sub(" at 0x[0-9a-f]+", "", repr(environment.transform)),
-        "files": files.hexdigest(),
+        "folder": str(Path(environment.root).resolve()),
+        "files": digest_files(environment, strict),
+        "strict": strict,
         "images": len(environment),
+        "classes": list(environment.classes),
         "dtype": dtype,
-        "folder": str(root.resolve()),
     }
 
 
@@ -94,45 +102,60 @@ def open_features(
     feature_dir: Path,
     dtype: str = "float16",
     num_workers: int = 0,
+    strict: bool = False,
 ) -> StoredFeatures:
     """The environment's stored features, extracted first if there are none.
 
     One process extracts, others wait for it; an interrupted extraction continues.
+    `strict` is `describe`'s. InputError where the store cannot be written or the entry
+    is damaged.
     """
-    if dtype not in DTYPES:
-        raise InputError(
-            f"feature_dtype is {dtype!r}; it can be {' or '.join(DTYPES)}."
-        )
-    facts = describe(environment, backbone, dtype)
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-    entry = feature_dir / digest.hexdigest()[:16]
+    facts = describe(environment, backbone, dtype, strict)
+    entry = Entry(feature_dir / key_of(facts))
     try:
-        if not entry.exists():
+        if not entry.path.exists():
             feature_dir.mkdir(parents=True, exist_ok=True)
-            with locked(entry):
-                if not entry.exists():
+            with entry.locked(wait=True):
+                if not entry.path.exists():
                     extract(environment, backbone, facts, entry, num_workers)
-        z = np.load(entry / "z.npy", mmap_mode="r")
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT):
+        if error.errno not in (*DISK_ERRORS, errno.EEXIST, errno.ENOTDIR):
             raise
         raise InputError(
             f"cannot store layer features in {feature_dir} ({error.strerror}); name "
             "another folder with --feature_dir or compute them anew in every run with "
             "--no_feature_store."
         ) from error
-    return StoredFeatures(z, environment.targets, range(len(environment)))
+    z, y = entry.arrays()
+    entry.touch()
+    return StoredFeatures(z, y, range(len(z)))
 
 
-def locked(entry: Path) -> FileLock:
-    """The held lock of an entry; says so when it has to wait for another process."""
-    lock = FileLock(f"{entry}.lock")
+def reserve(entry: Entry, facts: dict[str, Any], targets: Sequence[int]) -> int:
+    """How many images an interrupted extraction had done.
+
+    If none, the files of the entry's part are made, with all the space they will need:
+    a disk without it is an OSError now, before anything is computed, and nothing stays.
+    """
+    part = Entry(entry.part)
+    with contextlib.suppress(InputError):
+        part.arrays()
+        if part.done:
+            return part.done
+    shutil.rmtree(part.path, ignore_errors=True)
+    part.path.mkdir()
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        print(f"waiting for the process that writes {entry}", file=sys.stderr)
-        lock.acquire()
-    return lock
+        misc.write_whole(part.path / "facts.json", json.dumps(facts, indent=1))
+        np.save(part.path / "y.npy", np.asarray(targets, np.int64))
+        z = part.path / "z.npy"
+        np.lib.format.open_memmap(z, "w+", facts["dtype"], part.shape)
+        if hasattr(os, "posix_fallocate"):  # macOS finds out when it writes
+            with open(z, "r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, z.stat().st_size)
+    except OSError:
+        shutil.rmtree(part.path)
+        raise
+    return 0
 
 
 @torch.no_grad()
@@ -140,41 +163,47 @@ def extract(
     environment: ImageEnvironment,
     backbone: CLIPBackbone,
     facts: dict[str, Any],
-    entry: Path,
+    entry: Entry,
     num_workers: int,
 ) -> None:
-    """Write the entry beside its place and rename it when whole.
-
-    `rows` says how many images are done, so that a later call goes on from there.
-    """
-    part = entry.with_name(f"{entry.name}.part")
-    part.mkdir(exist_ok=True)
-    rows = part / "rows"
-    done = int(rows.read_text()) if rows.exists() else 0
-    device = backbone.scale.device
-    shape = backbone.encode_image_layers(environment[0][0][None].to(device)).shape[1:]
-    z = np.lib.format.open_memmap(
-        part / "z.npy",
-        mode="r+" if done else "w+",
-        dtype=facts["dtype"],
-        shape=(len(environment), *shape),
-    )
+    """Write the entry beside its place and rename it when whole."""
+    done = reserve(entry, facts, environment.targets)
+    z = np.lib.format.open_memmap(entry.part / "z.npy", mode="r")
     rest = Subset(environment, range(done, len(environment)))
+    device = backbone.scale.device
     bar = tqdm(
         total=len(environment),
         initial=done,
-        desc=f"features of {Path(environment.root).name}",
+        desc=f"features of {shown(Path(environment.root).name)}",
         disable=not sys.stderr.isatty(),
         leave=False,
     )
-    for x, _ in DataLoader(rest, BATCH, num_workers=num_workers):
-        features = backbone.encode_image_layers(x.to(device))
-        z[done : done + len(x)] = features.cpu().numpy()
-        done += len(x)
-        bar.update(len(x))
-        if done % FLUSH < BATCH:
-            z.flush()
-            misc.write_whole(rows, str(done))
-    z.flush()
-    misc.write_whole(part / "facts.json", json.dumps(facts, indent=1))
-    part.rename(entry)
+    # Not through the map: there a full disk is no error but a signal that kills.
+    with every_core(), bar, open(z.filename, "r+b") as file:
+        file.seek(z.offset + z[:done].nbytes)
+        for x, _ in DataLoader(rest, BATCH, num_workers=num_workers):
+            features = backbone.encode_image_layers(x.to(device))
+            file.write(features.cpu().numpy().astype(z.dtype))
+            done += len(x)
+            bar.update(len(x))
+            if done % FLUSH < BATCH or done == len(environment):
+                file.flush()
+                os.fsync(file.fileno())
+                misc.write_whole(entry.part / "rows", str(done))
+    entry.part.rename(entry.path)
+    (entry.path / "rows").unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def every_core() -> Iterator[None]:
+    """torch computes on all cores inside, or on as many as OMP_NUM_THREADS says.
+
+    A run trains on one thread, so that its numbers are the same in any company; a
+    forward pass gives the same bits on any number.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,249 @@
+"""Build, list, verify and prune stored layer features."""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from domainbed import training
+from domainbed.datasets import ImageEnvironment
+from domainbed.feature_entries import DamagedError, Entry, entries, key_of, shown
+from domainbed.feature_store import default_feature_dir, describe
+from domainbed.hparams_registry import as_json
+from domainbed.lib.errors import InputError, check_at_least, exits_on_input_error
+from domainbed.scripts import train
+from domainbed.scripts.sweep import ask_for_confirmation
+
+SAMPLE = 16  # images of an environment that `verify` computes again
+CLOSE = 0.02  # features are about 1; half precision and other devices differ by less
+TITLES = ("key", "images of", "backbone", "dtype", "images", "L x D", "size")
+TITLES += ("written", "last read", "state")
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="features", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, function in COMMANDS.items():
+        command = commands.add_parser(
+            name, help=function.__doc__.splitlines()[0], description=function.__doc__
+        )
+        add = command.add_argument
+        add("--data_dir", help="the folder that holds the datasets' folders")
+        add("--feature_dir", help="the store; default: DATA_DIR/features")
+        if name in ("build", "verify"):
+            add("--dataset", required=name == "build")
+            add("--algorithm", default="LFA", help="whose features; default: LFA")
+            add("--hparams", nargs="+", help=train.HPARAMS_HELP)
+            add("--allow_missing_classes", action="store_true")
+            add("--strict_fingerprint", action="store_true", help="as of train")
+        if name == "build":
+            add("--num_workers", type=int, help="processes that load images")
+        if name == "prune":
+            add(
+                "--older_than",
+                type=float,
+                metavar="DAYS",
+                help="and what was last read before that",
+            )
+            add("--skip_confirmation", action="store_true")
+    return parser.parse_args(argv)
+
+
+def run_of(args: argparse.Namespace) -> training.Run:
+    """A run of the algorithm on the dataset, not to train but to see its features.
+
+    InputError if it would not read any from a store.
+    """
+    flags = train.parse_args([])
+    for name in vars(flags).keys() & vars(args).keys():
+        setattr(flags, name, getattr(args, name))
+    flags.hparams = as_json(args.hparams)
+    run = training.Run(flags)
+    frozen = run.algorithm.TAKES_FEATURES and run.hparams["clip_transform"]
+    images = isinstance(run.dataset[0], ImageEnvironment)
+    if not (images and (frozen or run.input != "images")):
+        raise InputError(
+            f"{args.algorithm} on {args.dataset} stores no features: it takes a "
+            "dataset of image folders and a frozen CLIP such as LFA's."
+        )
+    return run
+
+
+def existing_store(args: argparse.Namespace) -> Path:
+    """The store's folder; InputError if there is none."""
+    folder = Path(args.feature_dir or default_feature_dir(args.data_dir))
+    if not folder.is_dir():
+        raise InputError(f"there are no stored features at {folder}.")
+    return folder
+
+
+def megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"
+
+
+def place(entry: Entry) -> str:
+    """The dataset's folder and the environment's; nothing if that is not known."""
+    try:
+        return shown("/".join(Path(entry.facts["folder"]).parts[-2:]))
+    except DamagedError:
+        return ""
+
+
+def build(args: argparse.Namespace) -> None:
+    """Compute the features of all of a dataset's environments that are not stored."""
+    run = run_of(args)
+    total = 0
+    for items in run.stored:
+        stored = getattr(items, "stored", items)  # what vectors are made of
+        entry = Entry(Path(stored.z.filename).parent)
+        total += entry.size
+        n, n_layers, width = entry.shape
+        print(
+            f"{place(entry)}: {n} images, {n_layers} x {width} {stored.z.dtype}, "
+            f"{megabytes(entry.size)} in {entry.path}"
+        )
+    print(f"{len(run.stored)} environments, {megabytes(total)}.")
+
+
+def list_entries(args: argparse.Namespace) -> None:
+    """Print a table of what is stored."""
+    folder = existing_store(args)
+    found = entries(folder)
+    rows = [TITLES, *map(cells, found)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows if found else ():
+        line = "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True))
+        print(line.rstrip())
+    total = megabytes(sum(entry.size for entry in found))
+    print(f"{len(found)} entries, {total} in {folder}.")
+
+
+def cells(entry: Entry) -> tuple[str, ...]:
+    """An entry's row under TITLES."""
+    written, read = (f"{days:.1f} days ago" for days in entry.days)
+    rest = (megabytes(entry.size), written, read)
+    try:
+        facts = entry.facts
+    except DamagedError as error:
+        return (entry.key, *[""] * 5, *rest, f"damaged: {error.reason}")
+    state = "whole"
+    if not entry.whole:
+        state = "being written" if entry.is_locked() else "partial"
+        state += f", {100 * entry.done // facts['images']} %"
+    return (
+        entry.key,
+        place(entry),
+        facts["backbone"],
+        facts["dtype"],
+        str(facts["images"]),
+        f"{facts['layers']} x {facts['width']}",
+        *rest,
+        state,
+    )
+
+
+def verify(args: argparse.Namespace) -> None:
+    """Say which entries are damaged, or stale; exit 1 if any is.
+
+    With --dataset its entries must be there, and some images are computed again.
+    """
+    folder = existing_store(args)
+    run = run_of(args) if args.dataset else None
+    wanted = {}
+    for environment in run.dataset if run else ():
+        dtype, strict = run.hparams["feature_dtype"], args.strict_fingerprint
+        facts = describe(environment, run.backbone, dtype, strict)
+        wanted[key_of(facts)] = environment
+    wrong = 0
+    for entry in entries(folder):
+        if not entry.whole:
+            print(f"{entry.key}  {place(entry)}: partial, not checked")
+            continue
+        problem = problem_of(entry)
+        environment = wanted.pop(entry.key, None)
+        if not problem and environment is not None and differs(entry, environment, run):
+            problem = "its features are not what the backbone makes of its images"
+        wrong += bool(problem)
+        print(f"{entry.key}  {place(entry)}: {problem or 'whole'}")
+    for key, environment in wanted.items():
+        print(f"{key}  {shown(environment.root)}: not stored")
+    if wrong or wanted:
+        raise SystemExit(1)
+
+
+def problem_of(entry: Entry) -> str | None:
+    """What is wrong with a whole entry, None if nothing."""
+    try:
+        entry.check()
+        return entry.staleness()
+    except DamagedError as error:
+        return f"damaged: {error.reason}"
+
+
+@torch.no_grad()
+def differs(entry: Entry, environment: ImageEnvironment, run: training.Run) -> bool:
+    """Whether a sample of images, computed again, does not give what is stored."""
+    z, y = entry.arrays()
+    if y.tolist() != environment.targets:
+        return True
+    keys = np.unique(np.linspace(0, len(z) - 1, SAMPLE, dtype=int))
+    x = torch.stack([environment[key][0] for key in keys])
+    again = run.backbone.encode_image_layers(x.to(run.device)).cpu()
+    stored = torch.from_numpy(z[keys]).float()
+    return not torch.allclose(stored, again, rtol=CLOSE, atol=CLOSE)
+
+
+def prune(args: argparse.Namespace) -> None:
+    """Remove what is stale, damaged or partial, and what nobody has read for long.
+
+    What a process is writing stays.
+    """
+    check_at_least(args, older_than=0)
+    folder = existing_store(args)
+    found = entries(folder)
+    doomed = []
+    for entry, reason in reasons(found, args.older_than):
+        print(f"{entry.key}  {place(entry)}  {megabytes(entry.size)}: {reason}")
+        doomed.append(entry)
+    total = megabytes(sum(entry.size for entry in doomed))
+    print(f"About to remove {len(doomed)} of {len(found)} entries, {total}.")
+    if not doomed:
+        return
+    if not args.skip_confirmation:
+        ask_for_confirmation()
+    for entry in doomed:
+        try:
+            if not entry.remove():
+                print(f"{entry.key} stays: a process writes it now")
+        except OSError as error:
+            raise InputError(f"cannot remove {entry.path}: {error}.") from error
+
+
+def reasons(
+    found: list[Entry], older_than: float | None
+) -> Iterator[tuple[Entry, str]]:
+    """The entries that can go, and why."""
+    for entry in found:
+        if entry.is_locked():
+            continue
+        if not entry.whole:
+            yield entry, "partial"
+        elif problem := problem_of(entry):
+            yield entry, problem
+        elif older_than is not None and entry.days[1] > older_than:
+            yield entry, f"last read {entry.days[1]:.1f} days ago"
+
+
+COMMANDS = {"build": build, "list": list_entries, "verify": verify, "prune": prune}
+
+
+@exits_on_input_error
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    COMMANDS[args.command](args)
+
+
+if __name__ == "__main__":
+    main()
