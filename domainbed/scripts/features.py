@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from domainbed import training
+from domainbed import algorithms, training
 from domainbed.datasets import ImageEnvironment
 from domainbed.feature_entries import DamagedError, Entry, entries, key_of, shown
 from domainbed.feature_store import default_feature_dir, describe
@@ -34,7 +34,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         add("--feature_dir", help="the store; default: DATA_DIR/features")
         if name in ("build", "verify"):
             add("--dataset", required=name == "build")
-            add("--algorithm", default="LFA", help="whose features; default: LFA")
+            add("--algorithm", default="LFA", help="that reads them; default: LFA")
             add("--hparams", nargs="+", help=train.HPARAMS_HELP)
             add("--allow_missing_classes", action="store_true")
             add("--strict_fingerprint", action="store_true", help="as of train")
@@ -45,7 +45,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
                 "--older_than",
                 type=float,
                 metavar="DAYS",
-                help="and what was last read before that",
+                help="also what nobody has read for so long",
             )
             add("--skip_confirmation", action="store_true")
     return parser.parse_args(argv)
@@ -60,15 +60,17 @@ def run_of(args: argparse.Namespace) -> training.Run:
     for name in vars(flags).keys() & vars(args).keys():
         setattr(flags, name, getattr(args, name))
     flags.hparams = as_json(args.hparams)
-    run = training.Run(flags)
-    frozen = run.algorithm.TAKES_FEATURES and run.hparams["clip_transform"]
-    images = isinstance(run.dataset[0], ImageEnvironment)
-    if not (images and (frozen or run.input != "images")):
-        raise InputError(
-            f"{args.algorithm} on {args.dataset} stores no features: it takes a "
-            "dataset of image folders and a frozen CLIP such as LFA's."
-        )
-    return run
+    hparams = training.resolve_hparams(flags)
+    frozen = algorithms.get_algorithm_class(args.algorithm).TAKES_FEATURES
+    frozen = frozen and hparams["clip_transform"]
+    if frozen or hparams.get("input", "images") != "images":
+        run = training.Run(flags)
+        if isinstance(run.dataset[0], ImageEnvironment):
+            return run
+    raise InputError(
+        f"{args.algorithm} on {args.dataset} stores no features: that takes a dataset "
+        "of image folders and an algorithm on a frozen CLIP, such as LFA."
+    )
 
 
 def existing_store(args: argparse.Namespace) -> Path:
@@ -131,7 +133,7 @@ def cells(entry: Entry) -> tuple[str, ...]:
     state = "whole"
     if not entry.whole:
         state = "being written" if entry.is_locked() else "partial"
-        state += f", {100 * entry.done // facts['images']} %"
+        state += f", {entry.done} done"
     return (
         entry.key,
         place(entry),
@@ -164,7 +166,10 @@ def verify(args: argparse.Namespace) -> None:
         problem = problem_of(entry)
         environment = wanted.pop(entry.key, None)
         if not problem and environment is not None and differs(entry, environment, run):
-            problem = "its features are not what the backbone makes of its images"
+            problem = (
+                "its features are not what the backbone makes of its images; delete "
+                f"{entry.path}"
+            )
         wrong += bool(problem)
         print(f"{entry.key}  {place(entry)}: {problem or 'whole'}")
     for key, environment in wanted.items():
@@ -188,6 +193,8 @@ def differs(entry: Entry, environment: ImageEnvironment, run: training.Run) -> b
     z, y = entry.arrays()
     if y.tolist() != environment.targets:
         return True
+    if not len(z):
+        return False
     keys = np.unique(np.linspace(0, len(z) - 1, SAMPLE, dtype=int))
     x = torch.stack([environment[key][0] for key in keys])
     again = run.backbone.encode_image_layers(x.to(run.device)).cpu()
