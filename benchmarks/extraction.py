@@ -22,7 +22,7 @@ from domainbed.backbones import clip_transform, load_clip
 from domainbed.datasets import ImageEnvironment, MultipleDomainDataset
 from domainbed.feature_store import BATCH, open_features
 
-N_VIT, N_EMOJI = 256, 2048  # pictures
+N_VIT, N_EMOJI = 128, 2048  # pictures
 
 
 def write_pictures(folder: Path, n: int) -> None:
@@ -72,6 +72,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--num_workers", type=int, default=by_default)
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
+    os.environ["OMP_NUM_THREADS"] = str(args.threads)  # what extraction goes by
     with tempfile.TemporaryDirectory() as folder:
         vit = Path(folder, "vit.pt")
         save_random_vit(vit)

@@ -3,11 +3,12 @@
     python benchmarks/random_access.py      # writes random_access.json beside it
 
 A synthetic entry, (542534, 12, 768) in half precision, about DomainNet's, is written to
---folder and removed afterwards: it needs 10 GB of disk and, for the store to stay in
-the page cache beside its copy in memory, 21 GB of RAM. Two processes in turn gather
-random batches of 96 with StoredFeatures: one from the memory map of `open_features`,
-one from the same array loaded. Warm means that the file is in the page cache; the map's
-pages still have to be entered one by one, so the first of the batches are slower.
+--folder and removed afterwards: it needs 10 GB of disk and, for the file to stay in the
+page cache beside its copy in memory, 21 GB of RAM. Two processes in turn gather an
+epoch of random batches of 96 with StoredFeatures: from the memory map and from the
+array loaded. The file was dropped from the page cache and read again, as after a
+restart. Still a process meets each page of its map once for the first time: `warm` is
+the last tenth of the epoch, when it has met most.
 
 Memory comes in two parts, for only one of them is the process's own: `own_gb` (RssAnon)
 and `mapped_gb` (RssFile), pages of the file that are mapped, that all runs share and
@@ -15,10 +16,12 @@ that the kernel takes back as soon as anybody wants memory.
 """
 
 import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,10 +39,18 @@ def write_entry(path: Path) -> None:
     n = 4096
     rows = np.random.default_rng(0).standard_normal((n, *SHAPE[1:]), np.float32)
     rows = rows.astype(np.float16)
-    z = np.lib.format.open_memmap(path, "w+", np.float16, SHAPE)
-    for start in range(0, len(z), n):
-        z[start : start + n] = rows[: len(z) - start]
-    z.flush()
+    header = {"descr": "<f2", "fortran_order": False, "shape": SHAPE}
+    with open(path, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for start in range(0, SHAPE[0], n):
+            file.write(rows[: SHAPE[0] - start])
+
+
+def drop_from_cache(path: Path) -> None:
+    """Make the kernel forget the file, as a restart does."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def resident_gb() -> dict[str, float]:
@@ -51,7 +62,7 @@ def resident_gb() -> dict[str, float]:
 
 
 def measure(kind: str, path: Path) -> dict[str, float]:
-    """Milliseconds of a batch, at first and over all, and memory after an epoch."""
+    """Milliseconds of a batch, warm and over the epoch, and memory after it."""
     with open(path, "rb") as file:  # into the page cache, but not into this process
         while file.read(2**24):
             pass
@@ -62,12 +73,18 @@ def measure(kind: str, path: Path) -> dict[str, float]:
         1000 * seconds(lambda: stored.gather(rng.integers(len(z), size=BATCH)))
         for _ in range(BATCHES)
     ]
-    tenth = BATCHES // 10
+    warm = ms[-BATCHES // 10 :]
     return {
-        "first_tenth_ms": round(statistics.median(ms[:tenth]), 3),
-        "last_tenth_ms": round(statistics.median(ms[-tenth:]), 3),
-        "mean_ms": round(statistics.mean(ms), 3),
+        "warm_ms": statistics.median(warm),
+        "epoch_ms": statistics.mean(ms),
     } | resident_gb()
+
+
+def median_of(figures: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The median of every figure."""
+    return {
+        key: round(statistics.median(f[key] for f in figures), 3) for key in figures[0]
+    }
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -79,28 +96,30 @@ def main(argv: list[str] | None = None) -> None:
     if args.measure:
         print(json.dumps(measure(args.measure[0], Path(args.measure[1]))))
         return
-    rounds: dict[str, list[dict]] = {"store": [], "memory": []}
+
+    def in_own_process(kind: str) -> dict[str, float]:
+        command = [sys.executable, __file__, "--measure", kind, str(path)]
+        command += ["--threads", str(args.threads)]
+        return json.loads(subprocess.check_output(command, text=True))
+
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         path = Path(folder, "z.npy")
         write_entry(path)
-        for _ in range(args.repeats):
-            for kind, figures in rounds.items():
-                command = [sys.executable, __file__, "--measure", kind, str(path)]
-                command += ["--threads", str(args.threads)]
-                figures.append(json.loads(subprocess.check_output(command, text=True)))
-    medians = {
-        kind: {
-            key: round(statistics.median(f[key] for f in figures), 3)
-            for key in figures[0]
-        }
-        for kind, figures in rounds.items()
+        drop_from_cache(path)
+        rounds = [
+            (in_own_process("store"), in_own_process("memory"))
+            for _ in range(args.repeats)
+        ]
+    store, memory = map(median_of, zip(*rounds, strict=True))
+    result = {
+        "store": store,
+        "memory": memory,
+        "share_of_memory_speed": {
+            part: round(memory[f"{part}_ms"] / store[f"{part}_ms"], 3)
+            for part in ("warm", "epoch")
+        },
     }
-    store, memory = medians["store"], medians["memory"]
-    shares = {
-        f"share_of_memory_speed_{part}": round(memory[key] / store[key], 3)
-        for part, key in {"warm": "last_tenth_ms", "whole_epoch": "mean_ms"}.items()
-    }
-    report(medians | shares, args.output)
+    report(result, args.output)
 
 
 if __name__ == "__main__":
