@@ -8,10 +8,13 @@ EXTRAS = {
     "download": ["pyarrow"],  # for the parquet files of the Hugging Face hub
     # bitsandbytes trains 4-bit layers on a CPU from 0.48 on; peft brings accelerate.
     "qlora": ["transformers>=5", "peft>=0.17", "bitsandbytes>=0.48"],
+    "report": ["jinja2", "matplotlib>=3.8"],
+    "slurm": ["submitit>=1.5"],
     "timm": ["timm>=1.0"],
     "wilds": ["wilds>=2.0"],
 }
-TESTED = ("download", "qlora", "timm")
+TESTED = ("download", "qlora", "report", "slurm", "timm")
+FOR_TESTS = ["pytest>=8", "ruff", "hypothesis", "selenium>=4.11"]
 
 setup(
     name="domainbed-lfa",
@@ -32,7 +35,7 @@ setup(
         "clip-anytorch",
         "setuptools>=77.0.3,<81",  # clip-anytorch imports pkg_resources
         "numpy",
-        "pandas",
+        "pandas>=2.1",
         "tensorboard",
         "pillow",
         "tqdm",
@@ -42,6 +45,6 @@ setup(
     extras_require={
         **EXTRAS,
         "all": [*chain(*EXTRAS.values())],
-        "test": ["pytest>=8", "ruff", *chain(*(EXTRAS[e] for e in TESTED))],
+        "test": [*FOR_TESTS, *chain(*(EXTRAS[e] for e in TESTED))],
     },
 )

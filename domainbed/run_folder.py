@@ -12,6 +12,7 @@ Beside the contract's files (results.jsonl, out.txt, err.txt, model.pkl, done) i
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import threading
@@ -28,6 +29,7 @@ from domainbed.lib.errors import InputError
 BEAT = 10  # seconds between heartbeats
 SILENCE = 6 * BEAT  # without one for so long, a run on another machine is dead
 LAST_LINES = 5  # of a log, kept in `failed`
+STATES = ("done", "running", "failed", "stale", "waiting", "not launched")
 
 
 class RunFolder:
@@ -39,9 +41,10 @@ class RunFolder:
 
     @property
     def state(self) -> str:
-        """done, running, failed, stale (ended without a word), waiting or not launched.
+        """One of STATES.
 
-        Waiting: nobody works on it and nothing went wrong; it may have come far.
+        Stale: its process ended without a word. Waiting: nobody works on it and nothing
+        went wrong; it may have come far.
         """
         if (self.path / "done").exists():
             return "done"
@@ -102,6 +105,19 @@ class RunFolder:
             ended.set()
             (self.path / "heartbeat").unlink(missing_ok=True)
             lock.release()
+
+    def delete(self) -> bool:
+        """Remove the folder; False, and it stays, while a process works in it."""
+        if self.is_alive():
+            return False
+        lock = FileLock(self.path / "lock")
+        try:
+            lock.acquire(timeout=0)  # nobody can start here from now on
+        except Timeout:
+            return False
+        shutil.rmtree(self.path)
+        lock.release()
+        return True
 
     def _beat(self, ended: threading.Event) -> None:
         while not ended.wait(BEAT):

@@ -23,7 +23,13 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Subset
 
-from domainbed import algorithms, datasets, hparams_registry, provenance
+from domainbed import (
+    algorithms,
+    datasets,
+    hparams_registry,
+    layer_attention,
+    provenance,
+)
 from domainbed.backbones import CLIPBackbone, load_clip
 from domainbed.feature_store import (
     StoredFeatures,
@@ -181,6 +187,7 @@ class Run:
                 Path(self.args.feature_dir or default_feature_dir(self.args.data_dir)),
                 self.hparams["feature_dtype"],
                 self.workers(1),
+                self.args.strict_fingerprint,
             )
             for environment in self.dataset
         ]
@@ -261,6 +268,9 @@ class Run:
             self.record({"step": 0, "epoch": 0.0})
         if not self.args.skip_model_save:
             self.save_model("model.pkl")
+        if attention := layer_attention.summarise(self):
+            path = self.output_dir / "layer_attention.json"
+            misc.write_whole(path, json.dumps(attention))
         self.records.finish()
         self.print_summary()
 

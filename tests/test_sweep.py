@@ -6,7 +6,7 @@ import shlex
 import pytest
 from conftest import CONTRACT, make_image_folder
 
-from domainbed import command_launchers
+from domainbed import command_launchers, jobs
 from domainbed.scripts import collect_results, sweep, train
 
 GOLDEN = json.loads((CONTRACT / "golden.json").read_text())
@@ -238,7 +238,7 @@ def test_jobs_are_the_same_for_every_form_of_equal_hparams(form, tmp_path, ran):
     [(1, []), (2, [[0], [1]]), (3, [[0], [0, 1], [0, 2], [1], [1, 2], [2]])],
 )
 def test_what_leaves_nothing_to_train_on_is_left_out(n, expected):
-    assert list(sweep.all_test_env_combinations(n)) == expected
+    assert list(jobs.all_test_env_combinations(n)) == expected
 
 
 def test_a_sweep_over_any_folder(tmp_path, ran, capsys):
