@@ -1,0 +1,75 @@
+"""Show how a trained model answers single images: cards as PNG files and a page.
+
+A card has the image, the class probabilities of the other run (or of zero-shot CLIP),
+of LFA's last layers alone and of the run, and LFA's attention over layers.
+"""
+
+import argparse
+from pathlib import Path
+
+from domainbed.lib.errors import InputError, check_at_least, exits_on_input_error
+from domainbed.lib.misc import write_whole
+from domainbed.lib.optional import require
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="explain", description=__doc__)
+    add = parser.add_argument
+    add("--run", type=Path, required=True, help="the folder of a finished run")
+    add("--versus", type=Path, help="that of another, to compare it with")
+    images = parser.add_mutually_exclusive_group(required=True)
+    images.add_argument("--image", type=Path, nargs="+", help="pictures to show")
+    images.add_argument(
+        "--disagreements",
+        type=int,
+        metavar="N",
+        help="show the N test images on which the runs differ with most confidence; "
+        "without --versus, on which LFA and its last layer do",
+    )
+    add("--data_dir", help="where the dataset is now; default: where it was trained")
+    add("--output_dir", type=Path, help="default: explain in the run's folder")
+    args = parser.parse_args(argv)
+    args.output_dir = args.output_dir or args.run / "explain"
+    return args
+
+
+@exits_on_input_error
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    check_at_least(args, disagreements=1)
+    for module in ("jinja2", "matplotlib"):
+        require(module, "report")
+    from domainbed import explain, explain_figures  # they import both
+
+    run, versus = explain.load_models(args.run, args.versus, args.data_dir)
+    columns = explain.make_columns(run, versus)
+    facts = ""
+    if args.image:
+        cards = [explain.card_of_file(path, columns) for path in args.image]
+    else:
+        pair = (columns[0], columns[-1]) if versus else columns[-2:]
+        answers = explain.compare(*pair)
+        facts = explain.summary(answers, *(column.title for column in pair))
+        print(facts)
+        rows = explain.most_confident(answers, args.disagreements)
+        items = zip(rows["env"], rows["index"], strict=True)
+        cards = [explain.card_of_item(*item, columns) for item in items]
+    if not cards:
+        return
+    title = f"{run.name} on {run.args['dataset']}: answers and attention"
+    files = {
+        explain_figures.file_name(number, card): explain_figures.as_png(card)
+        for number, card in enumerate(cards, 1)
+    }
+    files["explain.html"] = explain_figures.as_page(cards, title, facts)
+    try:
+        args.output_dir.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            write_whole(args.output_dir / name, content)
+    except OSError as error:
+        raise InputError(f"cannot write to {args.output_dir}: {error}.") from None
+    print(f"wrote {len(cards)} cards and explain.html to {args.output_dir}")
+
+
+if __name__ == "__main__":
+    main()
