@@ -34,7 +34,7 @@ from domainbed.provenance import digest
 
 ENTRY = re.compile(r"[0-9a-f]{16}(\.part)?")
 FACTS = {"backbone", "transform", "folder", "files", "strict", "classes"}
-FACTS |= {"images", "layers", "width", "dtype"}
+FACTS |= {"images", "layers", "dtype"}
 CHUNK = 1024  # images that are looked at together: memory stays bounded
 
 
@@ -74,28 +74,23 @@ class Entry:
             raise DamagedError(self.path, "facts.json is not what this version writes")
         return facts
 
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(N, L, D) of z."""
-        return tuple(self.facts[name] for name in ("images", "layers", "width"))
-
     def arrays(self) -> tuple[np.memmap, np.ndarray]:
         """z (N, L, D), a memory map, and y (N,); DamagedError if they do not fit."""
-        z = self._map("z.npy", self.shape, self.facts["dtype"])
-        y = np.array(self._map("y.npy", self.shape[:1], "int64"))
-        if len(y) and not (y.min() >= 0 and y.max() < len(self.facts["classes"])):
-            raise DamagedError(self.path, "y.npy holds labels of no class")
-        return z, y
+        z, y = (self._map(name) for name in ("z.npy", "y.npy"))
+        n, dtype = self.facts["images"], self.facts["dtype"]
+        if z.ndim != 3 or (len(z), str(z.dtype)) != (n, dtype):
+            found = f"{z.shape} {z.dtype}, not ({n}, layers, width) {dtype}"
+            raise DamagedError(self.path, f"z.npy is {found}")
+        known = range(len(self.facts["classes"]))
+        if y.shape != (n,) or not np.isin(y, known).all():
+            raise DamagedError(self.path, f"y.npy is not {n} labels of the classes")
+        return z, np.array(y)
 
-    def _map(self, name: str, shape: tuple[int, ...], dtype: str) -> np.memmap:
+    def _map(self, name: str) -> np.memmap:
         try:
-            array = np.lib.format.open_memmap(self.path / name, mode="r")
+            return np.lib.format.open_memmap(self.path / name, mode="r")
         except (OSError, ValueError) as error:
             raise DamagedError(self.path, f"{name}: {error}") from error
-        if (array.shape, str(array.dtype)) != (shape, dtype):
-            found = f"{array.shape} {array.dtype}, not {shape} {dtype}"
-            raise DamagedError(self.path, f"{name} is {found}")
-        return array
 
     def check(self) -> None:
         """DamagedError unless its files fit together and every feature is finite."""

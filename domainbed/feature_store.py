@@ -83,8 +83,7 @@ def describe(
         )
     return {
         "backbone": backbone.fingerprint,
-        "layers": backbone.n_image_layers,
-        "width": len(backbone.image_projection),
+        "layers": "all",  # a store of some of them would be another
         # A function's repr ends in its address, another one in every process.
         "transform": re.sub(" at 0x[0-9a-f]+", "", repr(environment.transform)),
         "folder": str(Path(environment.root).resolve()),
@@ -131,27 +130,34 @@ def open_features(
     return StoredFeatures(z, y, range(len(z)))
 
 
-def reserve(entry: Entry, facts: dict[str, Any], targets: Sequence[int]) -> int:
+@torch.no_grad()
+def reserve(
+    environment: ImageEnvironment,
+    backbone: CLIPBackbone,
+    facts: dict[str, Any],
+    part: Entry,
+) -> int:
     """How many images an interrupted extraction had done.
 
-    If none, the files of the entry's part are made, with all the space they will need:
-    a disk without it is an OSError now, before anything is computed, and nothing stays.
+    If none, the part's files are made, with all the space they will need: a disk
+    without it is an OSError now, before hours of work, and nothing stays.
     """
-    part = Entry(entry.part)
     with contextlib.suppress(InputError):
         part.arrays()
         if part.done:
             return part.done
+    size, device = backbone.resolution, backbone.scale.device
+    blank = torch.zeros(1, 3, size, size, device=device)
+    shape = (len(environment), *backbone.encode_image_layers(blank).shape[1:])
     shutil.rmtree(part.path, ignore_errors=True)
     part.path.mkdir()
     try:
         misc.write_whole(part.path / "facts.json", json.dumps(facts, indent=1))
-        np.save(part.path / "y.npy", np.asarray(targets, np.int64))
-        z = part.path / "z.npy"
-        np.lib.format.open_memmap(z, "w+", facts["dtype"], part.shape)
+        np.save(part.path / "y.npy", np.asarray(environment.targets, np.int64))
+        z = np.lib.format.open_memmap(part.path / "z.npy", "w+", facts["dtype"], shape)
         if hasattr(os, "posix_fallocate"):  # macOS finds out when it writes
-            with open(z, "r+b") as file:
-                os.posix_fallocate(file.fileno(), 0, z.stat().st_size)
+            with open(z.filename, "r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, os.path.getsize(z.filename))
     except OSError:
         shutil.rmtree(part.path)
         raise
@@ -167,8 +173,9 @@ def extract(
     num_workers: int,
 ) -> None:
     """Write the entry beside its place and rename it when whole."""
-    done = reserve(entry, facts, environment.targets)
-    z = np.lib.format.open_memmap(entry.part / "z.npy", mode="r")
+    part = Entry(entry.part)
+    done = reserve(environment, backbone, facts, part)
+    z, _ = part.arrays()
     rest = Subset(environment, range(done, len(environment)))
     device = backbone.scale.device
     bar = tqdm(
@@ -189,8 +196,8 @@ def extract(
             if done % FLUSH < BATCH or done == len(environment):
                 file.flush()
                 os.fsync(file.fileno())
-                misc.write_whole(entry.part / "rows", str(done))
-    entry.part.rename(entry.path)
+                misc.write_whole(part.path / "rows", str(done))
+    part.path.rename(entry.path)
     (entry.path / "rows").unlink(missing_ok=True)
 
 

@@ -101,7 +101,7 @@ def build(args: argparse.Namespace) -> None:
         stored = getattr(items, "stored", items)  # what vectors are made of
         entry = Entry(Path(stored.z.filename).parent)
         total += entry.size
-        n, n_layers, width = entry.shape
+        n, n_layers, width = stored.z.shape
         print(
             f"{place(entry)}: {n} images, {n_layers} x {width} {stored.z.dtype}, "
             f"{megabytes(entry.size)} in {entry.path}"
@@ -127,9 +127,10 @@ def cells(entry: Entry) -> tuple[str, ...]:
     written, read = (f"{days:.1f} days ago" for days in entry.days)
     rest = (megabytes(entry.size), written, read)
     try:
-        facts = entry.facts
+        facts, (z, _) = entry.facts, entry.arrays()
     except DamagedError as error:
-        return (entry.key, *[""] * 5, *rest, f"damaged: {error.reason}")
+        blank = [""] * 4
+        return (entry.key, place(entry), *blank, *rest, f"damaged: {error.reason}")
     state = "whole"
     if not entry.whole:
         state = "being written" if entry.is_locked() else "partial"
@@ -140,7 +141,7 @@ def cells(entry: Entry) -> tuple[str, ...]:
         facts["backbone"],
         facts["dtype"],
         str(facts["images"]),
-        f"{facts['layers']} x {facts['width']}",
+        f"{z.shape[1]} x {z.shape[2]}",
         *rest,
         state,
     )
