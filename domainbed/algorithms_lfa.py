@@ -15,6 +15,7 @@ from torch import nn
 
 from domainbed.algorithms import Algorithm, Minibatches, register
 from domainbed.backbones import CLIPBackbone, default_clip, load_clip
+from domainbed.cuda_graph import GraphedStep
 from domainbed.lib.errors import InputError
 
 TENSOR_DATASETS = ("Debug28", "Debug224", "RotatedMNIST", "ColoredMNIST")
@@ -92,6 +93,7 @@ class CLIPAlgorithm(Algorithm):
         self.build()
         trainable = [p for p in self.parameters() if p.requires_grad]
         self.optimizer = self.make_optimizer(trainable) if trainable else None
+        self.graphed_step = GraphedStep(self.take_step)
 
     @classmethod
     def hparam_rows(cls, dataset):
@@ -150,12 +152,19 @@ class CLIPAlgorithm(Algorithm):
         return F.cross_entropy(self.logits(self.features(x)), y)
 
     def update(self, minibatches, unlabeled=None):
-        loss = self.loss(minibatches)
+        tensors = [tensor for pair in minibatches for tensor in pair]
+        stored = minibatches[0][0].ndim == 3
+        step = self.graphed_step if stored else self.take_step
+        return {"loss": step(*tensors).item()}
+
+    def take_step(self, *tensors: torch.Tensor) -> torch.Tensor:
+        """Step on x and y of each domain in turn; gives the loss."""
+        loss = self.loss(list(zip(tensors[::2], tensors[1::2], strict=True)))
         if self.optimizer:
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
-        return {"loss": loss.item()}
+        return loss.detach()
 
     def predict(self, x):
         return self.logits(self.features(x))

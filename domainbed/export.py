@@ -21,6 +21,7 @@ COPIED = (
     "algorithms_qlora.py",
     "backbones.py",
     "clip_conversion.py",
+    "cuda_graph.py",
     "qlora_backbone.py",
     "lib/errors.py",
     "lib/optional.py",
