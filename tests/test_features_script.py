@@ -213,6 +213,20 @@ def test_an_environment_may_hold_no_images(tmp_path, capsys):
     assert "set/empty: whole" in said
 
 
+def test_strict_entries_outlive_a_change_of_time(pacs, capsys):
+    flags = ["--data_dir", str(pacs), "--dataset", "PACS", *EMOJI]
+    strict = [*flags, "--strict_fingerprint"]
+    main(["build", *strict])
+    for image in (pacs / "PACS").glob("*/*/*.png"):
+        os.utime(image, (1, 1))
+    main(["verify", *strict])
+    assert capsys.readouterr().out.count(": whole") == 4
+    run = training.Run(train.parse_args([*strict, "--algorithm", "LFA"]))
+    assert {items.z.filename.parent for items in run.stored} == {
+        entry.path for entry in entries(pacs / "features")
+    }
+
+
 def test_verify_misses_a_datasets_entries(built, fails):
     os.utime(next((built / "PACS" / "cartoon").glob("*/*.png")), (1, 1))
     make_partial(entry_of(built, "photo"), 3)
