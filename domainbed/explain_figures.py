@@ -147,18 +147,19 @@ def draw_card(card: Card) -> Figure:
     """The picture at the left, right of it a panel per answer, below them attention."""
     top, charts = 34, 34 + ANSWER + 32
     series = attention_series(card)
-    figure = canvas(charts + WEIGHTS + 34 if series else charts - 20)
-    draw_left(figure, card, top)
+    columns = [LEFT + i * (PANEL + GAP) for i in range(len(card.answers))]
+    height = charts + WEIGHTS + 34 if series else 290
+    figure = canvas(height, columns[-1] + PANEL + MARGIN)
+    draw_left(figure, card, top - 16)  # level with the titles
     if series:
         note = "dashed: equal shares"
         write(figure, MARGIN, charts + WEIGHTS, note)
         figure.texts[-1].set_color(LIGHT["muted"])
-    columns = [LEFT + i * (PANEL + GAP) for i in range(len(TITLES))]
-    for x, (title, probabilities) in zip(columns, card.answers, strict=False):
+    for x, (title, probabilities) in zip(columns, card.answers, strict=True):
         ax = axes(figure, x, top, PANEL, ANSWER)
         ax.set_title(answer_title(card, title, probabilities), weight="bold", pad=8)
         draw_answer(ax, card, probabilities)
-    for x, key in zip(columns, series, strict=False):
+    for x, key in zip(columns, series, strict=False):  # none, or one for each
         ax = axes(figure, x + TICKS, charts, PANEL - TICKS, WEIGHTS)
         ax.set_title(TITLES[key], x=-TICKS / (PANEL - TICKS))
         draw_attention(ax, card, key)
@@ -167,18 +168,20 @@ def draw_card(card: Card) -> Figure:
 
 def draw_left(figure: Figure, card: Card, top: float) -> None:
     """The picture, the legend, and where the picture is from."""
-    side = LEFT - MARGIN - GAP
-    ax = axes(figure, MARGIN, top, side, side)
-    ax.imshow(thumbnail(card.picture))
-    ax.set(anchor="N", xticks=[], yticks=[])
+    picture, side = thumbnail(card.picture), LEFT - MARGIN - GAP
+    height = side * min(1, picture.height / picture.width)
+    ax = axes(figure, MARGIN, top, side, height)
+    ax.imshow(picture)
+    ax.set(xticks=[], yticks=[])
     ax.grid(False)
     ax.spines[:].set_visible(True)
-    y = top + side + 20
+    y = top + height + 20
     for name, text in legend(card):
         write(figure, MARGIN, y, "■")
         figure.texts[-1].set_color(LIGHT[name])
         write(figure, MARGIN + 14, y, short(text, 25))
         y += 18
+    y += 6
     for line in card.name.split("/"):
         write(figure, MARGIN, y, short(line, 27))
         figure.texts[-1].set_color(LIGHT["muted"])
