@@ -13,7 +13,7 @@ export OMP_WAIT_POLICY ?= passive
 demo: install
 	rm -rf demo
 	$(PY) -m domainbed.scripts.sweep launch @sweeps/quickstart.txt --output_dir demo \
-		--data_dir demo-data --command_launcher local --skip_confirmation
+		--data_dir demo-data --command_launcher pool --skip_confirmation
 	$(PY) -m domainbed.scripts.collect_results --input_dir demo
 
 test: install
