@@ -5,8 +5,9 @@
 Extraction opens the files of a folder, decodes, transforms, runs the tower and writes
 half-precision features: all that a first run does. The bare backbone gets batches of
 the same size that lie in memory. Both in turn in one process, with ViT-B/16 (random
-weights) and with the small CLIP of the emoji, whose tower takes no longer than a JPEG's
-decoding. Pictures are synthetic, 320 x 240. Workers as many as a run takes by default.
+weights) and with the small CLIP of the emoji, whose tower takes hardly longer than
+decoding: there the workers decide, as many as a run takes by default. Pictures are
+synthetic, 320 x 240.
 """
 
 import os
