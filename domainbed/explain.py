@@ -29,8 +29,11 @@ class Column(NamedTuple):
 
     @torch.no_grad()
     def probabilities(self, x: torch.Tensor) -> np.ndarray:
-        """(B, C); each row sums to 1."""
-        return self.logits(x).softmax(1).cpu().numpy()
+        """(B, C); each row sums to 1. InputError if the model has diverged."""
+        p = self.logits(x).softmax(1)
+        if not p.isfinite().all():
+            raise InputError(f"{self.title} answers NaN: its training diverged.")
+        return p.cpu().numpy()
 
 
 class Card(NamedTuple):
@@ -192,5 +195,4 @@ def make_card(
 
 def printable(text: str) -> str:
     """The text in one line, without what no file in UTF-8 can hold."""
-    known = text.encode(errors="replace").decode()
-    return "".join(c if c.isprintable() else " " for c in known)
+    return "".join(c if c.isprintable() else " " for c in text)

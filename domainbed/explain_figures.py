@@ -152,8 +152,7 @@ def draw_card(card: Card) -> Figure:
     figure = canvas(height, columns[-1] + PANEL + MARGIN)
     draw_left(figure, card, top - 16)  # level with the titles
     if series:
-        note = "dashed: equal shares"
-        write(figure, MARGIN, charts + WEIGHTS, note)
+        write(figure, MARGIN, charts + WEIGHTS, "dashed: equal shares")
         figure.texts[-1].set_color(LIGHT["muted"])
     for x, (title, probabilities) in zip(columns, card.answers, strict=True):
         ax = axes(figure, x, top, PANEL, ANSWER)
@@ -172,7 +171,7 @@ def draw_left(figure: Figure, card: Card, top: float) -> None:
     height = side * min(1, picture.height / picture.width)
     ax = axes(figure, MARGIN, top, side, height)
     ax.imshow(picture)
-    ax.set(xticks=[], yticks=[])
+    ax.set(xticks=[], yticks=[], anchor="NW")
     ax.grid(False)
     ax.spines[:].set_visible(True)
     y = top + height + 20
@@ -239,5 +238,5 @@ def base64_png(picture: Image.Image) -> str:
 
 def file_name(number: int, card: Card) -> str:
     """A name that any file system takes: the card's number, then what it shows."""
-    words = re.sub(r"[^A-Za-z0-9]+", "_", Path(card.name).with_suffix("").as_posix())
-    return f"{number:03d}_{words.strip('_')[:80]}.png"
+    words = re.findall("[A-Za-z0-9]+", str(Path(card.name).with_suffix("")))
+    return "_".join([f"{number:03d}", *words])[:80] + ".png"

@@ -91,9 +91,8 @@ def load_model(flag: str, folder: Path, data_dir: str | None = None) -> Model:
     """
     check_finished(flag, folder)
     try:
-        saved = torch.load(
-            folder / "model.pkl", map_location="cpu", weights_only=True, mmap=True
-        )
+        path = folder / "model.pkl"
+        saved = torch.load(path, map_location="cpu", weights_only=True)
         args = saved["args"]
         name, dataset = args["algorithm"], args["dataset"]
     except Exception as error:  # whatever a damaged file makes torch.load raise

@@ -222,6 +222,8 @@ def test_where_the_batch_matters_an_image_is_asked_alone(folder):
     for row in answers.itertuples():
         card = explain.card_of_item(row.env, row.index, columns)
         assert card.predicted == row.second
+        sure = min(probabilities.max() for _, probabilities in card.answers)
+        assert sure == pytest.approx(row.confidence, abs=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -345,6 +347,21 @@ def test_without_another_run_lfa_is_compared_with_its_last_layer(lfa, tmp_path, 
     assert len([*(tmp_path / "out").glob("*.png")]) == n
 
 
+def test_a_diverged_run_says_so(lfa, tmp_path, capsys):
+    saved = torch.load(lfa / "model.pkl", weights_only=True)
+    saved["model_dict"]["image_k.weight"] *= float("nan")
+    torch.save(saved, tmp_path / "model.pkl")
+    error = refusal(capsys, "--run", tmp_path, "--disagreements", 1)
+    assert error == "error: LFA, all layers answers NaN: its training diverged."
+    assert not (tmp_path / "explain").exists()
+
+
+def test_file_names_are_short_and_plain():
+    card = explain.Card("图/" + "x" * 300 + ".png", None, None, [], [], {})
+    assert explain_figures.file_name(7, card) == "007_" + "x" * 76 + ".png"
+    assert explain_figures.file_name(7, card._replace(name="图.png")) == "007.png"
+
+
 def test_two_runs_that_agree_leave_nothing(lfa, tmp_path, capsys):
     argv = ["--run", lfa, "--versus", lfa, "--output_dir", tmp_path / "out"]
     main([str(word) for word in [*argv, "--disagreements", 3]])
@@ -358,6 +375,7 @@ def test_data_that_moved_are_named(folder, lfa, tmp_path, capsys):
     saved = torch.load(moved / "model.pkl", weights_only=True)
     saved["args"]["data_dir"] = str(tmp_path / "gone")
     saved["args"]["dataset"] = "PACS"
+    saved["args"]["feature_dir"] = str(moved / "out.txt" / "gone")
     torch.save(saved, moved / "model.pkl")
     argv = ["--run", moved, "--disagreements", "1"]
     assert "give the folder that holds PACS/ as --data_dir" in refusal(capsys, *argv)
@@ -389,7 +407,7 @@ def test_bad_input_ends_in_one_sentence(folder, lfa, contrary, tmp_path, capsys)
     unfinished.mkdir()
     (unfinished / "out.txt").touch()
     says("its state is: waiting", "--run", unfinished, *one)
-    (unfinished / "model.pkl").write_bytes(b"\x80nothing")
+    (unfinished / "model.pkl").write_bytes(b"nothing")
     says("cannot use its model.pkl", "--run", lfa, "--versus", unfinished, *one)
     says("cannot read the image", "--run", lfa, "--image", folder / "lfa" / "out.txt")
     says("cannot read the image", "--run", lfa, "--image", tmp_path / "none.png")

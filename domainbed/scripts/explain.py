@@ -40,6 +40,7 @@ def main(argv: list[str] | None = None) -> None:
     for module in ("jinja2", "matplotlib"):
         require(module, "report")
     from domainbed import explain, explain_figures  # they import both
+    from domainbed.report_parts import plural
 
     run, versus = explain.load_models(args.run, args.versus, args.data_dir)
     columns = explain.make_columns(run, versus)
@@ -68,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
             write_whole(args.output_dir / name, content)
     except OSError as error:
         raise InputError(f"cannot write to {args.output_dir}: {error}.") from None
-    print(f"wrote {len(cards)} cards and explain.html to {args.output_dir}")
+    print(f"wrote {plural(len(cards), 'card')} and explain.html to {args.output_dir}")
 
 
 if __name__ == "__main__":
