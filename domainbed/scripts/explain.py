@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
         cards = [explain.card_of_item(*item, columns) for item in items]
     if not cards:
         return
-    title = f"{run.name} on {run.args['dataset']}: answers and attention"
+    title = f"{run.name} on {run.args['dataset']}, image by image"
     files = {
         explain_figures.file_name(number, card): explain_figures.as_png(card)
         for number, card in enumerate(cards, 1)
