@@ -1,0 +1,113 @@
+"""What a run costs: trainable parameters, peak memory, seconds.
+
+A process has one peak of memory, so every measurement has a process of its own, by
+`in_child`. It prepares a run as `domainbed.scripts.train` does.
+"""
+
+import argparse
+import multiprocessing
+import os
+import platform
+import time
+import traceback
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from domainbed import training
+from domainbed.lib.errors import InputError
+
+SOURCES = {"images": "from images", "store": "from the store"}  # of what a run reads
+
+
+def in_child(function: Callable, *args: Any) -> Any:
+    """What the function returns in a new process, or {"error": a sentence}.
+
+    Linux counts the peak memory of this process into that of the new one, so this one
+    should load no more than the function will.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, spawn, initializer=_start_as_usual) as pool:
+        try:
+            return pool.submit(_caught, function, *args).result()
+        except BrokenProcessPool:
+            return {"error": "its process was killed, perhaps for want of memory"}
+
+
+def _start_as_usual() -> None:
+    """Let the loaders' processes start as any run's do; they would be spawned, too."""
+    multiprocessing.set_start_method(None, force=True)
+
+
+def _caught(function: Callable, *args: Any) -> Any:
+    """What the function returns, or {"error": a sentence} for what it raises."""
+    try:
+        return function(*args)
+    except InputError as error:
+        sentence = str(error)
+    except Exception as error:
+        traceback.print_exc()
+        sentence = f"{type(error).__name__}: {error}"
+    return {"error": " ".join(sentence.split())}
+
+
+def extract(args: argparse.Namespace) -> float | None:
+    """Seconds until the run's features are all stored; None if it stores none."""
+    run = training.Run(args)
+    taken = seconds(lambda: run.stored)
+    return taken if run.stored else None
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any] | None:
+    """A run's figures; None if it should read stored features but stores none.
+
+    `memory_gb` is the peak of training and inference: allocated on the GPU or, without
+    one, resident in this process, with the stored features that it has read. Inference
+    is an evaluation of every split, so of every item. `train_seconds` is None for a
+    method that only evaluates.
+    """
+    run = training.Run(args)
+    if not run.stored and not args.no_feature_store:
+        return None
+    trainable = (p for p in run.algorithm.parameters() if p.requires_grad)
+    figures = {"parameters": sum(p.numel() for p in trainable), "train_seconds": None}
+    batches = zip(*run.loaders("in"), strict=True)
+
+    def train_for(n_steps: int) -> None:
+        for _ in range(n_steps):
+            run.algorithm.update([run.to_device(batch) for batch in next(batches)])
+
+    if run.algorithm.MAX_STEPS != 1:
+        train_for(1)  # starts the loaders' processes and what the GPU starts late
+        figures["train_seconds"] = seconds(lambda: train_for(run.n_steps))
+    figures["inference_seconds"] = seconds(run.evaluate)
+    return figures | {"memory_gb": training.peak_memory_gb(), "machine": machine()}
+
+
+def seconds(function: Callable[[], Any]) -> float:
+    """What a call takes, until the GPU, if there is one, has done its part."""
+    started = time.perf_counter()
+    function()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def machine() -> dict[str, Any]:
+    """The names and numbers that a figure means nothing without."""
+    cpu = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = cpuinfo.read_text().splitlines()
+        names = [line.split(": ")[1] for line in lines if line.startswith("model name")]
+        cpu = names[0] if names else cpu
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }

@@ -1,0 +1,178 @@
+"""Measure what each method costs: trainable parameters, peak memory, seconds.
+
+The efficiency table of the LFA paper, from images and from the feature store, as text,
+LaTeX and JSON.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from domainbed import algorithms, datasets, hparams_registry, provenance, training
+from domainbed.efficiency import SOURCES, extract, in_child, measure
+from domainbed.lib import misc
+from domainbed.lib.errors import (
+    InputError,
+    check_at_least,
+    did_you_mean,
+    exits_on_input_error,
+)
+from domainbed.scripts import train
+
+# The paper's batch; and what QLoRALFA's first stage has learnt changes no cost.
+HPARAMS = {"batch_size": 32, "qlora_run": "none"}
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="efficiency", description=__doc__)
+    add = parser.add_argument
+    add("--algorithms", nargs="+", required=True)
+    add("--dataset", required=True)
+    add("--data_dir", help="the folder that holds the datasets' folders")
+    add("--hparams", nargs="+", help=f"{train.HPARAMS_HELP}; for those that have them")
+    add("--steps", type=int, default=300, help="of training; default: 300")
+    add("--test_envs", nargs="+", default=[0], help="by number or by name")
+    add("--num_workers", type=int, help="processes that load images; default: by cores")
+    add("--feature_dir", help="stored layer features; default: DATA_DIR/features")
+    add(
+        "--output_dir",
+        default="efficiency_output",
+        help="for efficiency.{txt,tex,json}",
+    )
+    args = parser.parse_args(argv)
+    args.hparams = hparams_registry.as_json(args.hparams)
+    return args
+
+
+def runs_of(args: argparse.Namespace) -> dict[str, argparse.Namespace]:
+    """The arguments of each algorithm's run; InputError for what no run could take.
+
+    A run gets those hyperparameters that its algorithm has.
+    """
+    asked = hparams_registry.parse_hparams(args.hparams)
+    runs, known = {}, {"class_names"}
+    for algorithm in args.algorithms:
+        own = {
+            "class_names",
+            *hparams_registry.default_hparams(algorithm, args.dataset),
+        }
+        hparams = {k: v for k, v in (HPARAMS | asked).items() if k in own}
+        hparams_registry.check_hparams(algorithm, args.dataset, hparams)
+        run = train.parse_args([])
+        for name in vars(run).keys() & vars(args).keys():
+            setattr(run, name, getattr(args, name))
+        run.algorithm, run.hparams = algorithm, json.dumps(hparams)
+        runs[algorithm] = run
+        known |= own
+    for name in asked.keys() - known:
+        raise InputError(
+            f"{', '.join(runs)}: none has a hyperparameter {name!r}."
+            + did_you_mean(name, known)
+        )
+    return runs
+
+
+def count_items(args: argparse.Namespace) -> int:
+    """How many the dataset has; InputError if it is not there.
+
+    Without CLIP's transform: CLIP would be read for it, and see `in_child`.
+    """
+    hparams = hparams_registry.default_hparams(args.algorithms[0], args.dataset)
+    hparams["clip_transform"] = False
+    dataset_class = datasets.get_dataset_class(args.dataset)
+    return sum(map(len, dataset_class(args.data_dir, args.test_envs, hparams)))
+
+
+def sources_of(run: argparse.Namespace) -> dict[str, argparse.Namespace | None]:
+    """The run on each of SOURCES; None where its method cannot read that."""
+    vectors = training.resolve_hparams(run).get("input", "images") != "images"
+    frozen = algorithms.get_algorithm_class(run.algorithm).TAKES_FEATURES
+    on_images = argparse.Namespace(**vars(run) | {"no_feature_store": True})
+    return {
+        "images": None if vectors else on_images,
+        "store": run if vectors or frozen else None,
+    }
+
+
+def extraction_seconds(runs: list[argparse.Namespace]) -> float | None:
+    """What it takes to store the features that the runs read; None if they read none.
+
+    Those of a backbone are stored once; what is stored already takes next to nothing.
+    """
+    distinct = {}
+    for run in runs:
+        hparams = training.resolve_hparams(run)
+        distinct[hparams["clip_backbone"], hparams["feature_dtype"]] = run
+    taken = [in_child(extract, run) for run in distinct.values()]
+    # What failed here fails again, and is told, where its features are to be read.
+    taken = [t for t in taken if isinstance(t, float)]
+    return sum(taken) if taken else None
+
+
+def measure_all(runs: dict[str, argparse.Namespace]) -> dict[str, Any]:
+    """Every method's figures, the machine's name, the time of the extraction."""
+    sources = {name: sources_of(run) for name, run in runs.items()}
+    stored = [own["store"] for own in sources.values() if own["store"]]
+    report = {"machine": None, "extraction_seconds": extraction_seconds(stored)}
+    methods = []
+    for name, own in sources.items():
+        method = {"algorithm": name, "parameters": None}
+        for source, run in own.items():
+            print(f"{name} {SOURCES[source]} ...", file=sys.stderr)
+            figures = in_child(measure, run) if run else None
+            if figures and "error" not in figures:
+                report["machine"] = figures.pop("machine")
+                method["parameters"] = figures.pop("parameters")
+            method[source] = figures
+        methods.append(method)
+    return report | {"methods": methods}
+
+
+def write(report: dict[str, Any], folder: Path) -> None:
+    """Print the table and write it in three forms."""
+    # Loaded now: the processes that measure would count pandas into their memory.
+    from domainbed.efficiency_tables import as_latex, as_text
+
+    text = as_text(report)
+    print(text, end="")
+    try:
+        misc.write_whole(folder / "efficiency.txt", text)
+        misc.write_whole(folder / "efficiency.tex", as_latex(report))
+        as_json = json.dumps(report, indent=1) + "\n"
+        misc.write_whole(folder / "efficiency.json", as_json)
+    except OSError as error:
+        raise InputError(f"cannot write to --output_dir {folder}: {error}") from None
+
+
+@exits_on_input_error
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    check_at_least(args, steps=1, num_workers=0)
+    environments = datasets.get_dataset_class(args.dataset).ENVIRONMENTS
+    args.test_envs = training.environment_numbers(args.test_envs, environments)
+    runs = runs_of(args)
+    asked = hparams_registry.parse_hparams(args.hparams)
+    report = {
+        "dataset": args.dataset,
+        "items": count_items(args),
+        "test_envs": args.test_envs,
+        "steps": args.steps,
+        "batch_size": (HPARAMS | asked)["batch_size"],
+        "hparams": asked,
+        "versions": provenance.versions(),
+    }
+    folder = Path(args.output_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make --output_dir {folder}: {error}") from None
+    report |= measure_all(runs)
+    write(report, folder)
+    if any("error" in (m[s] or {}) for m in report["methods"] for s in SOURCES):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
