@@ -33,7 +33,7 @@ def in_child(function: Callable, *args: Any) -> Any:
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, spawn, initializer=_start_as_usual) as pool:
         try:
-            return pool.submit(_caught, function, *args).result()
+            return pool.submit(caught, function, *args).result()
         except BrokenProcessPool:
             return {"error": "its process was killed, perhaps for want of memory"}
 
@@ -43,7 +43,7 @@ def _start_as_usual() -> None:
     multiprocessing.set_start_method(None, force=True)
 
 
-def _caught(function: Callable, *args: Any) -> Any:
+def caught(function: Callable, *args: Any) -> Any:
     """What the function returns, or {"error": a sentence} for what it raises."""
     try:
         return function(*args)
@@ -66,9 +66,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any] | None:
     """A run's figures; None if it should read stored features but stores none.
 
     `memory_gb` is the peak of training and inference: allocated on the GPU or, without
-    one, resident in this process, with the stored features that it has read. Inference
-    is an evaluation of every split, so of every item. `train_seconds` is None for a
-    method that only evaluates.
+    one, resident in this process, with the stored features that it has read but
+    without the processes that load images. Inference is an evaluation of every split,
+    so of every item. `train_seconds` is None for a method that only evaluates.
     """
     run = training.Run(args)
     if not run.stored and not args.no_feature_store:

@@ -48,8 +48,10 @@ def about(report: dict[str, Any]) -> Iterator[str]:
         facts = [f"{name} {value or 'none'}" for name, value in machine.items()]
         facts += [" ".join(pair) for pair in report["versions"].items()]
         yield f"Machine: {', '.join(facts)}; memory is what is {memory}."
-    if report["extraction_seconds"] is not None:
-        yield f"Storing the features took {report['extraction_seconds']:,.1f} s, once."
+    taken = [method["extraction_seconds"] for method in report["methods"]]
+    taken = [seconds for seconds in taken if seconds is not None]
+    if taken:
+        yield f"Storing the features took {sum(taken):,.1f} s, once."
     for method in report["methods"]:
         for source, title in SOURCES.items():
             if error := (method[source] or {}).get("error"):

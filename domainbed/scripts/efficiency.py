@@ -96,38 +96,30 @@ def sources_of(run: argparse.Namespace) -> dict[str, argparse.Namespace | None]:
     }
 
 
-def extraction_seconds(runs: list[argparse.Namespace]) -> float | None:
-    """What it takes to store the features that the runs read; None if they read none.
-
-    Those of a backbone are stored once; what is stored already takes next to nothing.
-    """
-    distinct = {}
-    for run in runs:
-        hparams = training.resolve_hparams(run)
-        distinct[hparams["clip_backbone"], hparams["feature_dtype"]] = run
-    taken = [in_child(extract, run) for run in distinct.values()]
-    # What failed here fails again, and is told, where its features are to be read.
-    taken = [t for t in taken if isinstance(t, float)]
-    return sum(taken) if taken else None
-
-
 def measure_all(runs: dict[str, argparse.Namespace]) -> dict[str, Any]:
-    """Every method's figures, the machine's name, the time of the extraction."""
-    sources = {name: sources_of(run) for name, run in runs.items()}
-    stored = [own["store"] for own in sources.values() if own["store"]]
-    report = {"machine": None, "extraction_seconds": extraction_seconds(stored)}
-    methods = []
-    for name, own in sources.items():
-        method = {"algorithm": name, "parameters": None}
-        for source, run in own.items():
+    """The machine's name and the figures of every method.
+
+    `extraction_seconds` is what it takes to store a method's features. Those that an
+    earlier method, or an earlier command, has stored take next to nothing.
+    """
+    report = {"machine": None, "methods": []}
+    for name, run in runs.items():
+        method = {"algorithm": name, "parameters": None, "extraction_seconds": None}
+        for source, own in sources_of(run).items():
             print(f"{name} {SOURCES[source]} ...", file=sys.stderr)
-            figures = in_child(measure, run) if run else None
+            if source == "store" and own:
+                # Apart, or the memory that it takes would count. If it fails, so does
+                # the measurement, which says why.
+                seconds = in_child(extract, own)
+                if isinstance(seconds, float):
+                    method["extraction_seconds"] = seconds
+            figures = in_child(measure, own) if own else None
             if figures and "error" not in figures:
                 report["machine"] = figures.pop("machine")
                 method["parameters"] = figures.pop("parameters")
             method[source] = figures
-        methods.append(method)
-    return report | {"methods": methods}
+        report["methods"].append(method)
+    return report
 
 
 def write(report: dict[str, Any], folder: Path) -> None:
