@@ -21,6 +21,7 @@ import torch
 
 import domainbed
 from domainbed.lib.errors import InputError, UnknownNameError
+from domainbed.slurm import SlurmLauncher
 
 Launcher = Callable[..., list[int]]
 TRAIN = ["python", "-m", "domainbed.scripts.train"]
@@ -131,11 +132,17 @@ def train_here(argv: list[str], environment: dict[str, str]) -> None:
         importlib.import_module(TRAIN[-1]).main(argv)
 
 
+def slurm_launcher(commands: list[str], **options: Any) -> list[int]:
+    """Submit them to a cluster, see domainbed/slurm.py."""
+    return SlurmLauncher(**options)(commands)
+
+
 REGISTRY: dict[str, Launcher] = {
     "local": local_launcher,
     "dummy": dummy_launcher,
     "multi_gpu": multi_gpu_launcher,
     "pool": pool_launcher,
+    "slurm": slurm_launcher,
 }
 
 
@@ -149,7 +156,11 @@ def get_launcher(name: str, **options: Any) -> Launcher:
     if name == "multi_gpu":
         required_gpus()
     given = {option: value for option, value in options.items() if value is not None}
+    # Slurm's remembers what it submitted: what builds on that has to wait for it.
+    launcher = SlurmLauncher if name == "slurm" else REGISTRY[name]
     for option in given:
-        if option not in inspect.signature(REGISTRY[name]).parameters:
+        if option not in inspect.signature(launcher).parameters:
             raise InputError(f"--{option} means nothing to the launcher {name}.")
-    return functools.partial(REGISTRY[name], **given)
+    return (
+        launcher(**given) if name == "slurm" else functools.partial(launcher, **given)
+    )

@@ -7,6 +7,7 @@ Beside the contract's files (results.jsonl, out.txt, err.txt, model.pkl, done) i
     lock        locked (flock) by the process that works here; dies with it
     heartbeat   who that is; touched every few seconds, gone when it ends in order
     failed      why the last attempt ended, if it failed
+    slurm       its job on a cluster and that job's log, if Slurm runs it
 """
 
 import contextlib
@@ -37,7 +38,15 @@ class RunFolder:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        self.log = self.path / "err.txt"
+
+    @property
+    def log(self) -> Path:
+        """Where the last error stands: err.txt or, if it never began, Slurm's log."""
+        own = self.path / "err.txt"
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            if not own.exists():
+                return Path(json.loads((self.path / "slurm").read_text())["log"])
+        return own
 
     @property
     def state(self) -> str:

@@ -249,7 +249,7 @@ def test_launch_needs_a_launcher(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         sweep.main(["launch", "--output_dir", str(tmp_path), "--data_dir", "x"])
     assert ended.value.code == 2
-    assert "one of local, dummy, multi_gpu, pool" in capsys.readouterr().err
+    assert "one of local, dummy, multi_gpu, pool, slurm" in capsys.readouterr().err
 
 
 def test_a_read_only_output_folder_is_named(tmp_path):

@@ -74,6 +74,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--n_trials", type=int, default=3)
     add("--command_launcher", help=", ".join(command_launchers.REGISTRY))
     add("--jobs", type=int, help="at a time, of the launcher pool")
+    add("--slurm", nargs="+", metavar="KEY=VALUE", help="partition, time, gpus, ...")
+    add("--jobs_per_task", type=int, help="one after another, of the launcher slurm")
+    add(
+        "--dry_run", action="store_const", const=True, help="print Slurm's scripts only"
+    )
     add("--retry", action="store_true", help="go on with failed and interrupted jobs")
     add("--steps", type=int)
     add("--hparams", nargs="+", help=HPARAMS_HELP)
@@ -109,7 +114,8 @@ def check(args: argparse.Namespace) -> None:
             )
         for algorithm in args.algorithms:
             hparams_registry.check_hparams(algorithm, dataset, hparams)
-    check_at_least(args, n_trials=1, n_hparams_from=0, n_hparams=1, jobs=1)
+    check_at_least(args, n_trials=1, n_hparams_from=0, n_hparams=1)
+    check_at_least(args, jobs=1, jobs_per_task=1)
 
 
 def jobs_of(args: argparse.Namespace) -> list[Job]:
@@ -139,7 +145,9 @@ def launcher_of(args: argparse.Namespace) -> command_launchers.Launcher:
     if args.command_launcher is None:
         known = ", ".join(command_launchers.REGISTRY)
         raise InputError(f"launch needs --command_launcher, one of {known}.")
-    return command_launchers.get_launcher(args.command_launcher, jobs=args.jobs)
+    names = ("jobs", "slurm", "jobs_per_task", "dry_run")
+    options = {name: getattr(args, name) for name in names}
+    return command_launchers.get_launcher(args.command_launcher, **options)
 
 
 @exits_on_input_error
@@ -169,6 +177,9 @@ def main(argv: list[str] | None = None) -> None:
     again = [j for j in incomplete if args.retry and j.folder.state != "running"]
     retried = f", and to go on with {len(again)}" if args.retry else ""
     print(f"About to launch {len(not_launched)} jobs{retried}.")
+    if args.dry_run:
+        launcher([job.command_str for job in not_launched + again])
+        return
     if not args.skip_confirmation:
         ask_for_confirmation()
     own = [job for job in not_launched if job.claim()]

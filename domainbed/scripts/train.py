@@ -70,7 +70,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def logs(folder: RunFolder) -> Iterator[None]:
     """What is printed inside also goes to out.txt and err.txt, a crash's trace too."""
     out = Tee(folder.path / "out.txt", stream=sys.stdout)
-    err = Tee(folder.log, stream=sys.stderr)
+    err = Tee(folder.path / "err.txt", stream=sys.stderr)
     with (
         contextlib.closing(out.file),
         contextlib.closing(err.file),
