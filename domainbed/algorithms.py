@@ -32,6 +32,8 @@ def get_algorithm_class(name: str) -> type["Algorithm"]:
 
 def __getattr__(name: str) -> Any:
     """ALGORITHMS, the names of all algorithms; and each of them by its name."""
+    if name.startswith("__"):  # asked by the import of a family, which is half made
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     REGISTRY.load()
     if name == "ALGORITHMS":
         return REGISTRY.names

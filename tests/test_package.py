@@ -16,3 +16,11 @@ def test_a_torchvision_that_does_not_fit_torch_is_explained(tmp_path):
     assert ended.returncode != 0
     assert "torch and torchvision do not fit together" in last
     assert "pip install --force-reinstall torch torchvision" in last
+
+
+def test_a_family_can_be_what_is_imported_first():
+    command = "import domainbed.algorithms_dpl as a; print(a.DPLCLIP.__name__)"
+    ended = subprocess.run(
+        [sys.executable, "-c", command], capture_output=True, text=True
+    )
+    assert ended.stdout == "DPLCLIP\n", ended.stderr
