@@ -54,9 +54,9 @@ def test_a_folders_life(tmp_path):
 def test_a_killed_process_leaves_a_stale_folder(tmp_path, holder):
     folder = RunFolder(tmp_path)
     assert folder.state == "running"
-    with pytest.raises(InputError, match=f"process {holder.pid} on "):
-        with folder.held():
-            pass
+    refused = pytest.raises(InputError, match=f"process {holder.pid} on ")
+    with refused, folder.held():
+        pass
     assert folder.state == "running"
     holder.send_signal(signal.SIGKILL)
     holder.wait()
