@@ -84,10 +84,8 @@ class SlurmLauncher:
         chunks = [tasks[i : i + size] for i in range(0, len(tasks), size)]
         ids = [self.submit(chunk) for chunk in chunks]
         if chunks and not self.dry_run:
-            print(
-                f"Submitted {len(new)} runs in {len(tasks)} tasks of Slurm's ", end=""
-            )
-            print(f"jobs {', '.join(ids)}; `sweep status` says how far they are.")
+            jobs = f"{len(tasks)} tasks of Slurm's jobs {', '.join(ids)}"
+            print(f"Submitted {len(new)} runs in {jobs}; ask `sweep status`.")
         self.earlier += ids
         return [0] * len(commands)
 
@@ -95,8 +93,11 @@ class SlurmLauncher:
         """Submit an array, or print its script; gives its job id."""
         submitit = require("submitit", "slurm")
         folder = Path(output_dir(tasks[0].commands[0])).absolute().parent / "slurm"
-        if not is_plain(str(folder)):
-            raise InputError(f"Slurm cannot write logs to {folder!s:.200}: rename it.")
+        if "%" in str(folder) or not str(folder).isprintable():
+            raise InputError(
+                f"Slurm takes % and control characters in {str(folder)!r} for its own; "
+                "name another --output_dir."
+            )
         executor = submitit.SlurmExecutor(folder, max_num_timeout=TIMEOUTS)
         executor.update_parameters(**self.parameters)
         if self.earlier:
@@ -237,11 +238,6 @@ def output_dir(command: str) -> str:
     return words[words.index("--output_dir") + 1]
 
 
-def is_plain(path: str) -> bool:
-    """Whether it can stand in a batch script and is no pattern of Slurm's."""
-    return path.isprintable() and "%" not in path
-
-
 def limit_signal() -> signal.Signals:
     """What submitit has Slurm send before the time limit: SIGUSR2, unless told."""
     return signal.Signals[f"SIG{require('submitit', 'slurm').JobEnvironment.USR_SIG}"]
@@ -278,7 +274,7 @@ def not_queued(commands: list[str]) -> list[str]:
     if not any(jobs.values()):
         return commands
     user = f"--user={os.getuid()}"
-    queue = ask("squeue", "--noheader", "--array", "--format=%i", user).split()
+    queue = {*ask("squeue", "--noheader", "--array", "--format=%i", user).split()}
     return [command for command, job in jobs.items() if job not in queue]
 
 
