@@ -25,6 +25,7 @@ from domainbed.slurm import SlurmLauncher
 
 Launcher = Callable[..., list[int]]
 TRAIN = ["python", "-m", "domainbed.scripts.train"]
+CURVES = "torch.utils.tensorboard"  # which a run imports late
 
 
 def run_command(command: str, **environment: str) -> int:
@@ -104,7 +105,7 @@ def pool_launcher(commands: list[str], jobs: int | None = None) -> list[int]:
         name for name in families if name.startswith(("algorithms", "datasets"))
     )
     warm.set_forkserver_preload(
-        [TRAIN[-1], *(f"domainbed.{name}" for name in families)]
+        [TRAIN[-1], CURVES, *(f"domainbed.{name}" for name in families)]
     )
 
     def run(number: int, command: str) -> int:

@@ -7,6 +7,7 @@ long it was then. A run that starts again cuts off what came later and goes on.
 import contextlib
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ MAY_DIFFER = (
     "skip_model_save",
     "save_model_every_checkpoint",
     "no_resume",
+    "no_tensorboard",
+    "quiet",
 )
 
 
@@ -62,6 +65,7 @@ class RunRecords:
         """Forget the run that was here."""
         for file in (self.done, self.state, self.results, self.about):
             file.unlink(missing_ok=True)
+        shutil.rmtree(self.folder / "tensorboard", ignore_errors=True)
 
     def append(self, record: dict[str, Any]) -> None:
         """Add a line to results.jsonl: all of it or, after an error, nothing."""

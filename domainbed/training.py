@@ -41,6 +41,7 @@ from domainbed.lib import misc
 from domainbed.lib.errors import InputError, UnknownNameError, check_at_least
 from domainbed.lib.fast_data_loader import FastDataLoader, InfiniteDataLoader
 from domainbed.run_records import RunRecords
+from domainbed.tensorboard_log import TensorBoardLog
 
 EVAL_BATCH = 64  # DomainBed's; DPL-CLIP's predictions depend on it
 STORED_EVAL_BATCH = 1024  # of stored features, a split in a few calls
@@ -146,6 +147,8 @@ class Run:
         self.checkpoint_freq = args.checkpoint_freq or self.dataset.CHECKPOINT_FREQ
         self.output_dir = Path(args.output_dir)
         self.records = RunRecords(self.output_dir)
+        folder = None if args.no_tensorboard else self.output_dir / "tensorboard"
+        self.curves = TensorBoardLog(folder, self.records)
         self.stepping = False  # whether `train` can be stopped between two steps
         self.stopping = False  # set by whoever wants it to save its state and return
 
@@ -271,6 +274,7 @@ class Run:
         if attention := layer_attention.summarise(self):
             path = self.output_dir / "layer_attention.json"
             misc.write_whole(path, json.dumps(attention))
+        self.curves.finish(attention)
         self.records.finish()
         self.print_summary()
 
@@ -356,6 +360,7 @@ class Run:
         print_row([results[name] for name in sorted(results)])
         facts = {"hparams": self.hparams, "args": vars(self.args)}
         self.records.append(results | facts)
+        self.curves.add(results)
 
     def print_summary(self) -> None:
         """Say in words what the run reached on each test environment."""

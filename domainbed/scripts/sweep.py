@@ -17,7 +17,8 @@ from domainbed.lib.errors import InputError, check_at_least, exits_on_input_erro
 from domainbed.run_folder import STATES
 from domainbed.scripts.train import HPARAMS_HELP
 
-OPTIONS = ("feature_dir", "no_feature_store", "strict_fingerprint")  # of every job
+# Of every job: where and how it works.
+OPTIONS = ("feature_dir", "no_feature_store", "strict_fingerprint", "no_tensorboard")
 
 
 def ask_for_confirmation() -> None:
@@ -89,6 +90,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add(
         "--strict_fingerprint", action="store_true", help="know images by their content"
     )
+    add("--no_tensorboard", action="store_true", help="the jobs write no curves")
     add("--skip_confirmation", action="store_true")
     args = parser.parse_args(with_hparams_read(sys.argv[1:] if argv is None else argv))
     args.hparams = hparams_registry.as_json(args.hparams)
