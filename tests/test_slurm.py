@@ -237,7 +237,12 @@ def test_a_preempted_task_lets_its_run_save(
     )
     commands = [command(run, code), command(further, "raise SystemExit(1)")]
     task, queued = slurm.Task(commands), []
-    signal.signal(signal.SIGUSR2, lambda *_: queued.append(task.checkpoint()))
+
+    def requeue(*_):  # what submitit does
+        queued.append(task.checkpoint().function.commands)
+        assert (run / "saved").exists()
+
+    signal.signal(signal.SIGUSR2, requeue)
 
     def preempt():
         wait_for((run / "begun").exists, 30, "the run did not begin")
@@ -246,7 +251,7 @@ def test_a_preempted_task_lets_its_run_save(
     threading.Thread(target=preempt).start()
     assert task() == [0, 0]
     assert (run / "saved").exists()
-    assert [again.function.commands for again in queued] == requeues * [commands]
+    assert queued == requeues * [commands]
     assert not (further / "failed").exists()
 
 
@@ -306,6 +311,24 @@ def wait_for(condition, limit: int, what: str) -> None:
         time.sleep(0.2)
 
 
+def interrupt(words: list[str], runs: list[RunFolder]) -> RunFolder:
+    """One of the runs, of whose job the command made an end in the middle."""
+
+    def halfway():
+        begun = [run for run in runs if (run.path / "state.pt").exists()]
+        return [run for run in begun if run.state == "running"]
+
+    while True:
+        wait_for(halfway, 120, "no task reached a checkpoint")
+        for run in halfway():
+            about = json.loads((run.path / "slurm").read_text())
+            assert Path(about["log"]).exists()
+            subprocess.run([*words, about["job"]])  # fails if it was at its end
+            wait_for(lambda r=run: r.state != "running", 60, "it goes on")
+            if run.state == "waiting":
+                return run
+
+
 @pytest.mark.slurm
 @pytest.mark.skipif(not is_up(), reason="no Slurm here: ../shared/tools/slurm_up.sh")
 def test_a_sweep_on_a_real_cluster_survives_its_interruptions(tmp_path, capsys):
@@ -315,20 +338,9 @@ def test_a_sweep_on_a_real_cluster_survives_its_interruptions(tmp_path, capsys):
     runs = [RunFolder(f) for f in folder.iterdir() if f.name != "slurm"]
     assert len(runs) == 8
     interrupted = []
-    for interrupt in (["scontrol", "requeue"], ["scancel", "--signal=USR2"]):
-
-        def halfway():
-            new = [run for run in runs if run not in interrupted]
-            begun = [run for run in new if (run.path / "state.pt").exists()]
-            return [run for run in begun if run.state == "running"]
-
-        wait_for(halfway, 120, "no task reached a checkpoint")
-        run = halfway()[0]
-        about = json.loads((run.path / "slurm").read_text())
-        assert Path(about["log"]).exists()
-        subprocess.run([*interrupt, about["job"]], check=True)
-        wait_for(lambda r=run: r.state == "waiting", 60, run.state)
-        interrupted.append(run)
+    for words in (["scontrol", "requeue"], ["scancel", "--signal=USR2"]):
+        fresh = [run for run in runs if run not in interrupted]
+        interrupted.append(interrupt(words, fresh))
     # Slurm lets a task that was requeued wait for two minutes.
     wait_for(lambda: all(r.state == "done" for r in runs), 300, [r.state for r in runs])
     for run in interrupted:
