@@ -45,7 +45,7 @@ COUNTS = {
     "array_parallelism": NUMBER,
 }
 TIME_LIMIT = 60  # minutes; what is not done by then is requeued
-TIMEOUTS = 100  # times that a task meets its limit before it is given up
+TIMEOUTS = 100  # times that a task meets its limit and is requeued, no more
 # As sbatch writes a time: minutes[:seconds], hours:minutes:seconds or
 # days-hours[:minutes[:seconds]].
 TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
@@ -108,9 +108,10 @@ class SlurmLauncher:
         try:
             jobs = executor.submit_array(tasks)
         except RuntimeError as error:  # submitit's, with what sbatch said
+            last = str(error).strip().split("\n")[-1].removeprefix("sbatch: error: ")
             raise InputError(
-                f"sbatch refused {len(tasks)} tasks: {str(error).strip()}; launch "
-                "--retry submits them again."
+                f"sbatch refused {len(tasks)} tasks: {last}; launch --retry submits "
+                "what is not in the queue."
             ) from None
         for job, task in zip(jobs, tasks, strict=True):
             about = json.dumps({"job": job.job_id, "log": str(job.paths.stdout)})
@@ -176,7 +177,7 @@ class Task:
             return
         with contextlib.suppress(ProcessLookupError, ChildProcessError):
             self.child.send_signal(signal.SIGTERM)
-            # Popen.wait would wait for itself: this interrupts it.
+            # Not Popen.wait: a signal's handler interrupts it, with its lock held.
             os.waitid(os.P_PID, self.child.pid, os.WEXITED | os.WNOWAIT)
 
 
