@@ -44,7 +44,7 @@ class RunFolder:
         """Where the last error stands: err.txt or, if it never began, Slurm's log."""
         own = self.path / "err.txt"
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            if not own.exists():
+            if not (own.exists() and own.stat().st_size):
                 return Path(json.loads((self.path / "slurm").read_text())["log"])
         return own
 

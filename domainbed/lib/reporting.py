@@ -34,6 +34,7 @@ def load_records(path: str | Path, *more: str | Path) -> Q:
     runs: dict[str, dict[float, dict]] = {}  # args -> step -> record
     problems: dict[str, list[str]] = {text: [] for text in PROBLEMS}
     folders = [f for p in (path, *more) for f in sorted(Path(p).glob("*")) if is_dir(f)]
+    folders = [f for f in folders if f.name != "slurm"]  # that launcher's own
     for folder in tqdm(folders, disable=not sys.stderr.isatty(), leave=False):
         read: dict[str, dict[float, dict]] = {}
         for record in read_records(folder, problems):
