@@ -37,7 +37,7 @@ from domainbed.feature_store import (
     open_features,
 )
 from domainbed.frozen_input import INPUTS, Vectors, vector_size
-from domainbed.lib import misc
+from domainbed.lib import misc, progress
 from domainbed.lib.errors import InputError, UnknownNameError, check_at_least
 from domainbed.lib.fast_data_loader import FastDataLoader, InfiniteDataLoader
 from domainbed.run_records import RunRecords
@@ -248,7 +248,8 @@ class Run:
         labeled = zip(*self.loaders("in", first), strict=True)
         unlabeled = zip(*self.loaders("uda", first), strict=True) if adapting else None
         self.stepping = True
-        for step in range(first, self.n_steps):
+        self.bar = progress.steps_bar(first, self.n_steps)
+        for step in self.bar:
             started = time.perf_counter()
             misc.seed_everything(misc.seed_hash(self.args.seed, "step", step))
             minibatches = [self.to_device(batch) for batch in next(labeled)]
@@ -265,6 +266,7 @@ class Run:
                 self.save_state(step + 1, logged)
             if self.stopping:
                 self.save_state(step + 1, logged)
+                self.bar.close()
                 print(f"stopped after step {step}; the same command goes on from there")
                 return
         if not self.n_steps:
@@ -355,20 +357,25 @@ class Run:
     def record(self, values: dict[str, float]) -> None:
         """Evaluate, print a row, append a line to results.jsonl."""
         results = values | self.evaluate() | {"mem_gb": peak_memory_gb()}
-        if values["step"] == 0:
-            print_row(sorted(results))
-        print_row([results[name] for name in sorted(results)])
+        with progress.cleared(self.bar):
+            if values["step"] == 0:
+                print_row(sorted(results))
+            print_row([results[name] for name in sorted(results)])
+        shown = {name: values[name] for name in ("loss",) if name in values}
+        self.bar.set_postfix(shown | {"val_acc": self.validation_accuracy(results)})
         facts = {"hparams": self.hparams, "args": vars(self.args)}
         self.records.append(results | facts)
         self.curves.add(results)
 
-    def print_summary(self) -> None:
-        """Say in words what the run reached on each test environment."""
+    def validation_accuracy(self, record: dict[str, Any]) -> float:
+        """The mean over the `out` splits of the training environments, 0 of none."""
         trained = {*range(len(self.dataset))} - {*self.args.test_envs}
         keys = [f"env{i}_out_acc" for i in sorted(trained)]
-        records = self.records.read()
-        keys = [key for key in keys if key in records[0]]
-        best = max(records, key=lambda r: np.mean([r[key] for key in keys] or 0))
+        return float(np.mean([record[key] for key in keys if key in record] or 0))
+
+    def print_summary(self) -> None:
+        """Say in words what the run reached on each test environment."""
+        best = max(self.records.read(), key=self.validation_accuracy)
         for env in self.args.test_envs:
             name = self.dataset.environment_name(env)
             accuracy = 100 * best[f"env{env}_in_acc"]

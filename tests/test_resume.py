@@ -144,14 +144,14 @@ def test_a_finished_run_stays_as_it_is(tmp_path, capsys):
 
 def test_other_arguments_are_refused_and_named(tmp_path, capsys):
     train.main(command(tmp_path))
-    before = {f.name: f.read_bytes() for f in tmp_path.glob("[!eol]*")}
+    before = {f.name: f.read_bytes() for f in tmp_path.glob("[!elot]*")}
     with pytest.raises(SystemExit) as ended:
         train.main(command(tmp_path, "--seed", "5", "--test_envs", "1"))
     assert ended.value.code == 2
     sentence = capsys.readouterr().err
     assert "--seed was 0 and is 5" in sentence
     assert "--test_envs was [0] and is [1]" in sentence
-    assert {f.name: f.read_bytes() for f in tmp_path.glob("[!eol]*")} == before
+    assert {f.name: f.read_bytes() for f in tmp_path.glob("[!elot]*")} == before
     train.main(command(tmp_path, "--seed", "5", "--no_resume"))
     assert json.loads(lines(tmp_path)[0])["args"]["seed"] == 5
 

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import io
+import itertools
 import math
 import sys
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from domainbed import (
 from domainbed.lib import misc, reporting
 from domainbed.lib.errors import InputError, UnknownNameError, exits_on_input_error
 from domainbed.lib.mixtures import mixtures
+from domainbed.lib.progress import add_quiet
 from domainbed.lib.query import Q
 from domainbed.lib.reporting import printable
 from domainbed.text_tables import format_mean, print_results_tables, print_table
@@ -57,6 +59,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     which.add_argument("--auto_lr", help="select by auto lr only", **const)
     parser.add_argument("--baseline", metavar="FILE", help="a CSV of published figures")
     parser.add_argument("--output", metavar="FILE", help="instead of standard output")
+    add_quiet(parser)
     args = parser.parse_args(argv)
     if args.format not in (*FORMATS, "paper"):
         raise UnknownNameError("format", args.format, FORMATS)
@@ -222,10 +225,10 @@ def main(argv: list[str] | None = None) -> None:
     if SELECTIONS["auto_lr"] in methods:
         records = merge_auto_lr(records)
     is_text = args.format in ("text", "latex")
-    for line in misfits(records, is_text):
-        print(printable(line), file=sys.stderr)
-    for line in (*remarks(records), *mixtures(*args.input_dir)):
-        print(printable(line), file=sys.stderr)
+    if not args.quiet:
+        said = misfits(records, is_text), remarks(records), mixtures(*args.input_dir)
+        for line in itertools.chain(*said):
+            print(printable(line), file=sys.stderr)
     if is_text:
         text = upstreams_tables(records, methods, args.format == "latex", published)
     else:

@@ -8,6 +8,7 @@ import torchvision
 
 from domainbed import download
 from domainbed.lib.errors import InputError, exits_on_input_error
+from domainbed.lib.progress import add_quiet, silenced
 
 MNIST = ("MNIST", "RotatedMNIST", "ColoredMNIST")
 
@@ -30,6 +31,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--verify", action="store_true", help="count the pictures of each domain"
     )
+    add_quiet(parser)
     return parser.parse_args(argv)
 
 
@@ -53,6 +55,12 @@ def main(argv: list[str] | None = None) -> None:
     names = [name for name in args.dataset if name not in MNIST]
     for name in names:
         download.sources_of(name, args.source)  # all wrong input before any download
+    with silenced(args.quiet):
+        obtain(names, args)
+
+
+def obtain(names: list[str], args: argparse.Namespace) -> None:
+    """Download or unpack them, MNIST first if it is wanted too."""
     if len(names) < len(args.dataset):
         download_mnist(args.data_dir)
     for name in names:

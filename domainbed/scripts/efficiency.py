@@ -19,6 +19,7 @@ from domainbed.lib.errors import (
     did_you_mean,
     exits_on_input_error,
 )
+from domainbed.lib.progress import add_quiet
 from domainbed.scripts import train
 
 # The paper's batch; and what QLoRALFA's first stage has learnt changes no cost.
@@ -41,6 +42,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         default="efficiency_output",
         help="for efficiency.{txt,tex,json}",
     )
+    add_quiet(parser)
     args = parser.parse_args(argv)
     args.hparams = hparams_registry.as_json(args.hparams)
     return args
@@ -106,7 +108,8 @@ def measure_all(runs: dict[str, argparse.Namespace]) -> dict[str, Any]:
     for name, run in runs.items():
         method = {"algorithm": name, "parameters": None, "extraction_seconds": None}
         for source, own in sources_of(run).items():
-            print(f"{name} {SOURCES[source]} ...", file=sys.stderr)
+            if not run.quiet:
+                print(f"{name} {SOURCES[source]} ...", file=sys.stderr)
             if source == "store" and own:
                 # Apart, or the memory that it takes would count. If it fails, so does
                 # the measurement, which says why.

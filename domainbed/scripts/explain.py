@@ -10,6 +10,7 @@ from pathlib import Path
 from domainbed.lib.errors import InputError, check_at_least, exits_on_input_error
 from domainbed.lib.misc import write_whole
 from domainbed.lib.optional import require
+from domainbed.lib.progress import add_quiet, silenced
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -28,6 +29,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     add("--data_dir", help="where the dataset is now; default: where it was trained")
     add("--output_dir", type=Path, help="default: explain in the run's folder")
+    add_quiet(parser)
     args = parser.parse_args(argv)
     args.output_dir = args.output_dir or args.run / "explain"
     return args
@@ -39,7 +41,13 @@ def main(argv: list[str] | None = None) -> None:
     check_at_least(args, disagreements=1)
     for module in ("jinja2", "matplotlib"):
         require(module, "report")
-    from domainbed import explain, explain_figures  # they import both
+    with silenced(args.quiet):
+        make_cards(args)
+
+
+def make_cards(args: argparse.Namespace) -> None:
+    """Write a PNG file of each image's card, and a page with all of them."""
+    from domainbed import explain, explain_figures  # they import what may be missing
     from domainbed.report_parts import plural
 
     run, versus = explain.load_models(args.run, args.versus, args.data_dir)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from domainbed import export
 from domainbed.lib.errors import exits_on_input_error
+from domainbed.lib.progress import add_quiet, silenced
 
 NEEDS = """\
 Python there must be 3.10 or later and have clip-anytorch and "setuptools<81"; for
@@ -21,16 +22,18 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="export", description=__doc__)
     parser.add_argument("--to", required=True, help="the checkout's folder")
     parser.add_argument("--remove", action="store_true", help="take it out again")
+    add_quiet(parser)
     args = parser.parse_args(argv)
     plan = export.removed if args.remove else export.exported
     changes = plan(Path(args.to))
     changed = export.write(changes)
-    for path in changed:
-        print("removed" if changes[path] is None else "wrote", path)
-    if not changed:
-        print(f"{args.to} is already as it should be.")
-    if not args.remove:
-        print(NEEDS)
+    with silenced(args.quiet):
+        for path in changed:
+            print("removed" if changes[path] is None else "wrote", path)
+        if not changed:
+            print(f"{args.to} is already as it should be.")
+        if not args.remove:
+            print(NEEDS)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,9 @@ from domainbed.feature_entries import DamagedError, Entry, entries, key_of, show
 from domainbed.feature_store import default_feature_dir, describe
 from domainbed.hparams_registry import as_json
 from domainbed.lib.errors import InputError, check_at_least, exits_on_input_error
+from domainbed.lib.progress import add_quiet, silenced
 from domainbed.scripts import train
-from domainbed.scripts.sweep import ask_for_confirmation
+from domainbed.scripts.sweep import ask_for_confirmation, check_confirmation
 
 SAMPLE = 16  # images of an environment that `verify` computes again
 CLOSE = 0.02  # features are about 1; half precision and other devices differ by less
@@ -48,6 +49,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
                 help="also what nobody has read for so long",
             )
             add("--skip_confirmation", action="store_true")
+        add_quiet(command)
     return parser.parse_args(argv)
 
 
@@ -209,6 +211,7 @@ def prune(args: argparse.Namespace) -> None:
     What a process is writing stays.
     """
     check_at_least(args, older_than=0)
+    check_confirmation(args)
     folder = existing_store(args)
     found = entries(folder)
     doomed = []
@@ -250,7 +253,8 @@ COMMANDS = {"build": build, "list": list_entries, "verify": verify, "prune": pru
 @exits_on_input_error
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    COMMANDS[args.command](args)
+    with silenced(args.quiet, result=args.command in ("list", "verify")):
+        COMMANDS[args.command](args)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import argparse
 from domainbed import algorithms, datasets
 from domainbed.lib import reporting
 from domainbed.lib.errors import exits_on_input_error
+from domainbed.lib.progress import add_quiet
 from domainbed.lib.query import Q
 from domainbed.scripts.collect_results import SELECTION_METHODS, read_sweep
 
@@ -27,6 +28,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--algorithm", required=True)
     parser.add_argument("--test_env", type=int, required=True)
+    add_quiet(parser)
     args = parser.parse_args(argv)
     records = read_sweep(args.input_dir)
     # What the folder holds need not be registered here: others' results are read too.
@@ -34,7 +36,8 @@ def main(argv: list[str] | None = None) -> None:
         datasets.get_dataset_class(args.dataset)
     if args.algorithm not in records.select("args.algorithm"):
         algorithms.get_algorithm_class(args.algorithm)
-    print("Total records:", len(records))
+    if not args.quiet:
+        print("Total records:", len(records))
     wanted = (args.dataset, args.algorithm, args.test_env)
     groups = reporting.get_grouped_records(records).filter_equals(
         "dataset,algorithm,test_env", wanted

@@ -6,6 +6,7 @@ from pathlib import Path
 from domainbed.lib.errors import InputError, exits_on_input_error
 from domainbed.lib.misc import write_whole
 from domainbed.lib.optional import require
+from domainbed.lib.progress import add_quiet, silenced
 from domainbed.scripts.collect_results import SELECTION_METHODS
 
 
@@ -13,6 +14,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="report", description=__doc__)
     parser.add_argument("--input_dir", required=True, help="the sweep's folder")
     parser.add_argument("--output", default="report.html", help="the file to write")
+    add_quiet(parser)
     return parser.parse_args(argv)
 
 
@@ -24,13 +26,15 @@ def main(argv: list[str] | None = None) -> None:
     from domainbed.report import make_report  # it imports both
 
     output = Path(args.output)
-    page = make_report(Path(args.input_dir), output, SELECTION_METHODS)
+    with silenced(args.quiet):
+        page = make_report(Path(args.input_dir), output, SELECTION_METHODS)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         write_whole(output, page)
     except OSError as error:
         raise InputError(f"cannot write --output {output}: {error}.") from None
-    print(f"wrote {output} ({len(page.encode()) / 1e6:.1f} MB)")
+    if not args.quiet:
+        print(f"wrote {output} ({len(page.encode()) / 1e6:.1f} MB)")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from torchvision.utils import save_image
 
 from domainbed import datasets
 from domainbed.lib.errors import InputError, exits_on_input_error
+from domainbed.lib.progress import add_quiet, silenced
 
 
 def pictures(environment: torch.utils.data.Dataset, n: int) -> torch.Tensor:
@@ -27,7 +28,14 @@ def main(argv: list[str] | None = None) -> None:
     add("--output_dir", default="save_images_output")
     add("--datasets", nargs="+", help="default: all that are in the data folder")
     add("--n", type=int, default=16, help="pictures of an environment")
+    add_quiet(parser)
     args = parser.parse_args(argv)
+    with silenced(args.quiet):
+        save(args)
+
+
+def save(args: argparse.Namespace) -> None:
+    """A file of each environment, with its path printed."""
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     for name in args.datasets or datasets.DATASETS:

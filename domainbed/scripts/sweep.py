@@ -12,13 +12,25 @@ import sys
 from collections import Counter
 
 from domainbed import algorithms, command_launchers, datasets, hparams_registry
-from domainbed.jobs import Job, make_args_list
+from domainbed.jobs import Job, make_args_list, stages
 from domainbed.lib.errors import InputError, check_at_least, exits_on_input_error
+from domainbed.lib.progress import JobsProgress, add_quiet, coloured, silenced
 from domainbed.run_folder import STATES
 from domainbed.scripts.train import HPARAMS_HELP
 
+# Launchers that return when their jobs have ended.
+WAITED_FOR = ("local", "multi_gpu", "pool")
 # Of every job: where and how it works.
 OPTIONS = ("feature_dir", "no_feature_store", "strict_fingerprint", "no_tensorboard")
+
+
+def check_confirmation(args: argparse.Namespace) -> None:
+    """InputError where a question would be asked that --quiet hides."""
+    if args.quiet and not args.skip_confirmation:
+        raise InputError(
+            "--quiet asks no question; add --skip_confirmation if what is listed "
+            "without it is right."
+        )
 
 
 def ask_for_confirmation() -> None:
@@ -92,6 +104,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     add("--no_tensorboard", action="store_true", help="the jobs write no curves")
     add("--skip_confirmation", action="store_true")
+    add_quiet(parser)
     args = parser.parse_args(with_hparams_read(sys.argv[1:] if argv is None else argv))
     args.hparams = hparams_registry.as_json(args.hparams)
     if args.datasets is None:
@@ -118,6 +131,8 @@ def check(args: argparse.Namespace) -> None:
             hparams_registry.check_hparams(algorithm, dataset, hparams)
     check_at_least(args, n_trials=1, n_hparams_from=0, n_hparams=1)
     check_at_least(args, jobs=1, jobs_per_task=1)
+    if args.command != "status" and not args.dry_run:
+        check_confirmation(args)
 
 
 def jobs_of(args: argparse.Namespace) -> list[Job]:
@@ -161,46 +176,92 @@ def main(argv: list[str] | None = None) -> None:
     if args.command == "status":
         print_status(jobs)
         return
+    with silenced(args.quiet, result=args.dry_run or args.command_launcher == "dummy"):
+        by_state = listed(jobs)
+        if args.command == "launch":
+            launch(by_state, launcher, args)
+        else:
+            delete(by_state[Job.INCOMPLETE], args)
+
+
+def listed(jobs: list[Job]) -> dict[str, list[Job]]:
+    """Print every job and how many are in which state; gives those of each."""
     by_state = {Job.DONE: [], Job.INCOMPLETE: [], Job.NOT_LAUNCHED: []}
     for job in jobs:
-        print(job)
-        by_state[job.state].append(job)
-    done, incomplete, not_launched = by_state.values()
-    print(
-        f"{len(jobs)} jobs: {len(done)} done, {len(incomplete)} incomplete, "
-        f"{len(not_launched)} not launched."
-    )
-    if args.command == "delete_incomplete":
-        print(f"About to delete {len(incomplete)} jobs.")
-        if not args.skip_confirmation:
-            ask_for_confirmation()
-        Job.delete(incomplete)
-        return
+        state = job.state
+        by_state[state].append(job)
+        colour = "green" if state == Job.DONE else None
+        print(f"{coloured(state, colour, sys.stdout)}: {job.name}")
+    counts = [f"{len(own)} {state.lower()}" for state, own in by_state.items()]
+    print(f"{len(jobs)} jobs: {', '.join(counts)}.")
+    return by_state
+
+
+def delete(incomplete: list[Job], args: argparse.Namespace) -> None:
+    """Remove their folders, if the user says so."""
+    print(f"About to delete {len(incomplete)} jobs.")
+    if not args.skip_confirmation:
+        ask_for_confirmation()
+    Job.delete(incomplete)
+
+
+def launch(
+    by_state: dict[str, list[Job]],
+    launcher: command_launchers.Launcher,
+    args: argparse.Namespace,
+) -> None:
+    """Run what has not been launched and, with --retry, what has not ended well."""
+    not_launched, incomplete = by_state[Job.NOT_LAUNCHED], by_state[Job.INCOMPLETE]
     again = [j for j in incomplete if args.retry and j.folder.state != "running"]
     retried = f", and to go on with {len(again)}" if args.retry else ""
     print(f"About to launch {len(not_launched)} jobs{retried}.")
     if args.dry_run:
-        launcher([job.command_str for job in not_launched + again])
+        for stage in stages(not_launched + again):
+            launcher([job.command_str for job in stage])
         return
     if not args.skip_confirmation:
         ask_for_confirmation()
     own = [job for job in not_launched if job.claim()]
     if taken := len(not_launched) - len(own):
         print(f"{taken} jobs were launched by another process in the meantime.")
-    report_failures(Job.launch(own + again, launcher))
+    jobs = own + again
+    if args.command_launcher in WAITED_FOR:
+        if args.quiet or sys.stderr.isatty():
+            for job in jobs:
+                job.options["quiet"] = True
+        if not args.quiet:
+            launcher = with_progress(launcher, jobs)
+    report_failures(Job.launch(jobs, launcher))
+
+
+def with_progress(
+    launcher: command_launchers.Launcher, jobs: list[Job]
+) -> command_launchers.Launcher:
+    """The launcher; while it works, stderr shows how far the jobs are."""
+    progress = JobsProgress([job.folder for job in jobs])
+
+    def launch(commands: list[str]) -> list[int]:
+        with progress.shown():
+            return launcher(commands)
+
+    return launch
 
 
 def print_status(jobs: list[Job]) -> None:
     """Print how many jobs are in which state, and why some do not go on."""
     states = {job: job.folder.state for job in jobs}
     counts = Counter(states.values())
-    listed = ", ".join(f"{counts[state]} {state}" for state in STATES)
-    print(f"{len(jobs)} jobs: {listed}.")
+    in_words = ", ".join(f"{counts[state]} {state}" for state in STATES)
+    print(f"{len(jobs)} jobs: {in_words}.")
     for job, state in states.items():
         if state in ("failed", "stale"):
-            print(f"{state}: {job.name}: {job.folder.last_error()}")
+            word = coloured(state, "red", sys.stdout)
+            print(f"{word}: {job.name}: {job.folder.last_error()}")
     if any(counts[state] for state in ("failed", "stale", "waiting")):
-        print("launch --retry goes on with what is failed, stale or waiting.")
+        print(
+            "launch --retry goes on with what is failed, stale or waiting, but for "
+            "what is in Slurm's queue."
+        )
 
 
 def report_failures(failed: list[Job]) -> None:

@@ -18,6 +18,7 @@ from domainbed import provenance, training
 from domainbed.hparams_registry import as_json
 from domainbed.lib.errors import DISK_ERRORS, InputError, exits_on_input_error
 from domainbed.lib.misc import Tee
+from domainbed.lib.progress import add_quiet, silenced
 from domainbed.run_folder import RunFolder
 from domainbed.run_records import OtherRunError
 
@@ -62,6 +63,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--no_resume", action="store_true", help="start over, forget what is there")
     add("--skip_model_save", action="store_true")
     add("--save_model_every_checkpoint", action="store_true")
+    add_quiet(parser)
     args = parser.parse_args(argv)
     args.hparams = as_json(args.hparams)
     return args
@@ -179,7 +181,7 @@ def main(argv: list[str] | None = None) -> None:
     # which looks for what went wrong in its logs.
     run = None if folder.path.is_dir() else training.Run(args)
     make_folder(folder)
-    with folder.held(), logs(folder):
+    with silenced(args.quiet), folder.held(), logs(folder):
         start(folder, args, run)
 
 
