@@ -5,8 +5,7 @@ import shutil
 
 import pytest
 
-from domainbed import layer_attention, training
-from domainbed.lib import misc
+from domainbed import training
 from domainbed.scripts import report, sweep, train
 
 CHROMIUM = shutil.which("chromium")
@@ -39,10 +38,6 @@ def page(tmp_path_factory):
             run = training.Run(train.parse_args(job.command_str.split()[3:]))
             run.output_dir.mkdir(parents=True)
             run.train()
-            attention = layer_attention.summarise(run)
-            if attention:
-                file = run.output_dir / "layer_attention.json"
-                misc.write_whole(file, json.dumps(attention))
     report.main(
         ["--input_dir", str(root / "sweep"), "--output", str(root / "report.html")]
     )
