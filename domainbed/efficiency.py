@@ -35,7 +35,9 @@ def in_child(function: Callable, *args: Any) -> Any:
         try:
             return pool.submit(caught, function, *args).result()
         except BrokenProcessPool:
-            return {"error": "its process was killed, perhaps for want of memory"}
+            return {
+                "error": "its process ended early, perhaps killed for want of memory"
+            }
 
 
 def _start_as_usual() -> None:
