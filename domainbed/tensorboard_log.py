@@ -48,7 +48,7 @@ class TensorBoardLog:
     """One file of events in `folder`, made anew by each process that goes on.
 
     results.jsonl is what is true; so an interruption leaves no point twice. Without a
-    folder nothing is written. TensorBoard's modules take 0.1 s to import
+    folder nothing is written. TensorBoard's modules take 0.1 s to import once
     (benchmarks/tensorboard_cost.py); they are imported where they are used.
     """
 

@@ -161,7 +161,11 @@ class JobsProgress:
     def _bar(self, ended: threading.Event, stream: TextIO) -> None:
         form = "{desc} |{bar}| {elapsed}{postfix}"
         with tqdm(
-            total=self.n_jobs, bar_format=form, file=stream, dynamic_ncols=True
+            desc=self.line(stream),
+            total=self.n_jobs,
+            bar_format=form,
+            file=stream,
+            dynamic_ncols=True,
         ) as bar:
             for _ in self._looks(ended):
                 bar.n = self.n_ended
