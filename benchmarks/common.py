@@ -1,10 +1,8 @@
-"""What the benchmarks share: their options, the machine's name, timings in turn."""
+"""What the benchmarks share: their options, timings in turn, the report."""
 
 import argparse
 import json
-import platform
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,44 +10,29 @@ from typing import Any
 import torch
 
 from domainbed.backbones import CLIP
+from domainbed.efficiency import machine, seconds
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def options(script: str, description: str, repeats: int) -> argparse.ArgumentParser:
-    """The parser of a script's options; a script adds its own."""
+def options(
+    script: str, description: str, repeats: int = 0, threads: bool = True
+) -> argparse.ArgumentParser:
+    """The parser of a script's options; a script adds its own.
+
+    `repeats` is the default of --repeats, 0 where nothing is repeated; no --threads for
+    a script whose work runs in processes that choose their own.
+    """
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=repeats, help="of each timing")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    if repeats:
+        parser.add_argument(
+            "--repeats", type=int, default=repeats, help="of each timing"
+        )
+    if threads:
+        parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     beside = Path(script).with_suffix(".json")
     parser.add_argument("--output", type=Path, default=beside)
     return parser
-
-
-def machine() -> dict[str, Any]:
-    """The names and numbers that a figure means nothing without."""
-    cpu = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        models = [
-            line.split(": ")[1] for line in lines if line.startswith("model name")
-        ]
-        cpu = f"{len(models)} x {models[0]}" if models else cpu
-    return {
-        "cpu": cpu,
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if DEVICE == "cuda" else None,
-        "torch": torch.__version__,
-    }
-
-
-def seconds(function: Callable[[], Any]) -> float:
-    """What one call takes, until the GPU, if there is one, has done its part."""
-    started = time.perf_counter()
-    function()
-    if DEVICE == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
 
 
 def medians(functions: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
@@ -74,6 +57,7 @@ def save_random_vit(path: Path) -> None:
 
 def report(result: dict[str, Any], output: Path) -> None:
     """Print the result, after the machine's name, and write it."""
-    text = json.dumps({"machine": machine()} | result, indent=1) + "\n"
+    about = {"machine": machine() | {"torch": torch.__version__}}
+    text = json.dumps(about | result, indent=1) + "\n"
     output.write_text(text)
     print(text, end="")

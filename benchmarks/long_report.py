@@ -7,15 +7,15 @@ below 15 MB? The runs are made up: 3 datasets x 5 algorithms x 4 test environmen
 draws x 3 trials, with accuracies that rise with the step and depend on the draw.
 """
 
-import argparse
 import json
-import platform
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
+from common import options
+from common import report as report_result
 
+from domainbed.efficiency import seconds
 from domainbed.hparams_registry import default_hparams, random_hparams
 from domainbed.lib.misc import seed_hash
 from domainbed.scripts import report, sweep
@@ -62,13 +62,10 @@ def write_run(args: dict, folder: Path) -> int:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = options(__file__, __doc__, threads=False)
     parser.add_argument("--trials", type=int, default=3)
     parser.add_argument("--draws", type=int, default=20)
     parser.add_argument("--page", type=Path, help="where to leave the report")
-    parser.add_argument(
-        "--output", type=Path, default=Path(__file__).with_suffix(".json")
-    )
     args = parser.parse_args(argv)
     runs = sweep.make_args_list(
         args.trials, DATASETS, ALGORITHMS, 0, args.draws, None, "/data",
@@ -81,18 +78,15 @@ def main(argv: list[str] | None = None) -> None:
             for train_args, job in zip(runs, jobs, strict=True)
         ]
         page = args.page or Path(root) / "report.html"
-        started = time.time()
-        report.main(["--input_dir", root, "--output", str(page)])
-        seconds = time.time() - started
+        words = ["--input_dir", root, "--output", str(page)]
+        took = seconds(lambda: report.main(words))
         result = {
             "runs": len(runs),
             "checkpoints": sum(n),
-            "machine": platform.processor() or platform.machine(),
-            "seconds": round(seconds, 1),
+            "seconds": round(took, 1),
             "megabytes": round(page.stat().st_size / 1e6, 2),
         }
-    args.output.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1))
+    report_result(result, args.output)
 
 
 if __name__ == "__main__":

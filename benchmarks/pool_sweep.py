@@ -12,9 +12,10 @@ import json
 import tempfile
 from pathlib import Path
 
-from common import options, report, seconds
+from common import options, report
 
 from domainbed import command_launchers
+from domainbed.efficiency import seconds
 from domainbed.jobs import Job, make_args_list
 
 JOBS, DOMAINS = 60, 4
@@ -75,7 +76,7 @@ def compare(folder: Path, steps: int, local_jobs: int) -> dict[str, float]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = options(__file__, __doc__, repeats=1)
+    parser = options(__file__, __doc__, threads=False)
     parser.add_argument("--local_jobs", type=int, default=12)
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:

@@ -26,8 +26,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import options, report, seconds
+from common import options, report
 
+from domainbed.efficiency import seconds
 from domainbed.feature_store import StoredFeatures
 
 SHAPE = (542_534, 12, 768)  # 10 GB of float16

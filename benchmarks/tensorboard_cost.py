@@ -8,17 +8,18 @@ log imports TensorBoard's modules first. `pool` is one that finds all imported, 
 launcher pool's children do. Medians; the log's seconds are those in its methods.
 """
 
+import json
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-from common import options, report, seconds
+from common import options, report
 
+from domainbed import training
+from domainbed.efficiency import seconds
 from domainbed.scripts import train
 from domainbed.tensorboard_log import TensorBoardLog
 
@@ -34,19 +35,34 @@ def flags(folder: Path, steps: int, name: str) -> list[str]:
     ]
 
 
-def timed(method: Callable[..., None], spent: list[float]) -> Callable[..., None]:
-    """The method; what each call takes is added to `spent`."""
+def train_timed(words: list[str]) -> dict[str, float]:
+    """Seconds of a run in this process, and those that its log's methods take."""
+    spent = []
 
-    def wrapped(*args: Any) -> None:
-        started = time.perf_counter()
-        method(*args)
-        spent[-1] += time.perf_counter() - started
+    def timed(method: Callable[..., None]) -> Callable[..., None]:
+        return lambda *args: spent.append(seconds(lambda: method(*args)))
 
-    return wrapped
+    class TimedLog(TensorBoardLog):
+        add, finish = timed(TensorBoardLog.add), timed(TensorBoardLog.finish)
+
+    training.TensorBoardLog = TimedLog
+    run_s = seconds(lambda: train.main(words))
+    return {"run_s": run_s, "log_s": sum(spent)}
 
 
-def share(run_s: float, log_s: float) -> dict[str, float]:
-    """The seconds, and the part of them that the log takes."""
+def train_in_own_process(words: list[str]) -> dict[str, float]:
+    """The same of a new process, its start included."""
+    command = [sys.executable, __file__, "--train", json.dumps(words)]
+    texts = []
+    run_s = seconds(lambda: texts.append(subprocess.check_output(command, text=True)))
+    return json.loads(texts[0].splitlines()[-1]) | {"run_s": run_s}
+
+
+def median_of(runs: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The median seconds, and the part of them that the log takes."""
+    run_s, log_s = (
+        statistics.median(run[name] for run in runs) for name in ("run_s", "log_s")
+    )
     return {
         "run_s": round(run_s, 3),
         "log_s": round(log_s, 4),
@@ -55,28 +71,26 @@ def share(run_s: float, log_s: float) -> dict[str, float]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = options(__file__, __doc__, repeats=5).parse_args(argv)
-    spent: list[float] = [0.0]
+    parser = options(__file__, __doc__, repeats=5, threads=False)
+    parser.add_argument("--train", help="what `train` is given, as JSON")
+    args = parser.parse_args(argv)
+    if args.train:
+        print(json.dumps(train_timed(json.loads(args.train))))
+        return
+    ways = {"process": train_in_own_process, "pool": train_timed}
     result = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        TensorBoardLog.add = timed(TensorBoardLog.add, spent)
-        TensorBoardLog.finish = timed(TensorBoardLog.finish, spent)
-        train.main(flags(folder, 101, "warm"))  # stores the features
-        first = spent[0]
+        train_timed(flags(folder, 101, "warm"))  # stores the features, imports all
         for steps in RUNS:
-            spent.clear()
-            pool, process = [], []
-            for i in range(args.repeats):
-                spent.append(0.0)
-                words = flags(folder, steps, f"pool{steps}_{i}")
-                pool.append(seconds(lambda w=words: train.main(w)))
-                words = flags(folder, steps, f"process{steps}_{i}")
-                command = [sys.executable, "-m", "domainbed.scripts.train", *words]
-                process.append(seconds(lambda c=command: subprocess.run(c, check=True)))
             result[steps] = {
-                "process": share(statistics.median(process), first),
-                "pool": share(statistics.median(pool), statistics.median(spent)),
+                way: median_of(
+                    [
+                        run(flags(folder, steps, f"{way}{steps}_{i}"))
+                        for i in range(args.repeats)
+                    ]
+                )
+                for way, run in ways.items()
             }
     report({"steps": result}, args.output)
 

@@ -11,15 +11,14 @@ import pkgutil
 import queue
 import shlex
 import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import torch
 
 import domainbed
+from domainbed.lib import misc
 from domainbed.lib.errors import InputError, UnknownNameError
 from domainbed.slurm import SlurmLauncher
 
@@ -30,9 +29,7 @@ CURVES = "torch.utils.tensorboard"  # which a run imports late
 
 def run_command(command: str, **environment: str) -> int:
     """The exit status of one command; its `python` is the one that runs this."""
-    own = str(Path(sys.executable).parent)
-    path = os.pathsep.join([own, os.environ.get("PATH", "")])
-    variables = {**os.environ, "PATH": path, **environment}
+    variables = {**misc.with_own_python(os.environ), **environment}
     return subprocess.run(command, shell=True, env=variables).returncode
 
 

@@ -190,7 +190,7 @@ def read_image(path: str) -> Image.Image:
     """The picture in RGB; InputError with its path if it cannot be read."""
     try:
         return Image.open(path).convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"cannot read the image {path}: {error}") from error
 
 

@@ -101,6 +101,10 @@ class QLoRABackbone(CLIPBackbone):
         return fingerprint_of({self.base: torch.empty(0), **adapters})
 
     @property
+    def n_image_layers(self) -> int:
+        return len(self.model.vision_model.encoder.layers)
+
+    @property
     def image_projection(self) -> torch.Tensor:
         return self.model.visual_projection.weight.T
 

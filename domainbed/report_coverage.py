@@ -124,12 +124,12 @@ def problems(rows: pd.DataFrame, root: Path) -> Table:
 
 
 def log_links(rows: pd.DataFrame, root: Path) -> pd.Series:
-    """A link to each run's err.txt, relative to `root`; nothing if it has none."""
+    """A link to each run's log, relative to `root`; nothing if it has none."""
 
     def link(folder: Any) -> str:
-        if not isinstance(folder, Path) or not (folder / "err.txt").is_file():
+        if not isinstance(folder, Path) or not RunFolder(folder).log.is_file():
             return ""
-        path = os.path.relpath(folder / "err.txt", root)
+        path = os.path.relpath(RunFolder(folder).log, root)
         return Markup('<a href="{}">{}</a>').format(quote(path), folder.name[:8])
 
     # As objects: a column of strings would forget that these are markup.

@@ -4,6 +4,7 @@ Accuracies are in percent. A draw is a hyperparameter draw; of the runs of one
 (algorithm, test environment, trial) a selection method chooses one draw.
 """
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -196,7 +197,7 @@ def attention(
     keys = ["algorithm", "test_env", "trial_seed", "hparams_seed"]
     found: dict[str, dict[str, dict[str, list]]] = {}
     for run in chosen.merge(of_one, on=keys).itertuples():
-        summary = read_json(run.folder / "layer_attention.json")
+        summary = read_attention(run.folder)
         unseen = environment_name(names, run.test_env)
         domains = summary.get("environments", {})
         parts = {
@@ -216,7 +217,23 @@ def attention(
     }
 
 
-def mean_weights(runs: list[dict[str, list[float]]]) -> dict[str, np.ndarray]:
+def read_attention(folder: Path) -> dict[str, Weights]:
+    """The run's layer_attention.json; {} if that does not hold what it should."""
+    try:
+        return {
+            kind: {
+                name: {
+                    branch: np.array([*map(float, row)]) for branch, row in own.items()
+                }
+                for name, own in weights.items()
+            }
+            for kind, weights in read_json(folder / "layer_attention.json").items()
+        }
+    except (AttributeError, TypeError, ValueError):
+        return {}
+
+
+def mean_weights(runs: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """{branch: (L,)}, over the runs that have as many layers as the first."""
     means = {}
     for branch in ("image", "self", "cross"):

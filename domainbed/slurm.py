@@ -15,7 +15,6 @@ import shlex
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from types import FrameType
@@ -141,12 +140,10 @@ class Task:
         folder = RunFolder(output_dir(command))
         if self.stopping or folder.state == "done":
             return 0
-        own = str(Path(sys.executable).parent)
-        path = os.pathsep.join([own, os.environ.get("PATH", "")])
         # Slurm sends its signals to all processes of a task. That of the time limit is
         # for submitit, in this one, and would kill a run that does not ignore it.
         shell = f"trap '' {limit_signal().name[3:]}; exec {command}"
-        environment = {**os.environ, "PATH": path}
+        environment = misc.with_own_python(os.environ)
         self.child = subprocess.Popen(shell, shell=True, env=environment)
         status = self.child.wait()
         if status and not self.stopping and folder.state in ("stale", "waiting"):

@@ -253,6 +253,13 @@ def test_an_unreadable_image_is_named(pacs):
         dataset[2][3]
 
 
+def test_an_image_too_large_to_be_one_is_named(pacs, monkeypatch):
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 10)
+    dataset = datasets.PACS(str(pacs), [0], PLAIN)
+    with pytest.raises(InputError, match=r"cannot read the image .*exceeds limit"):
+        dataset[2][3]
+
+
 def test_a_folder_dataset_needs_a_data_dir():
     with pytest.raises(InputError, match="PACS needs --data_dir"):
         datasets.PACS(None, [0], PLAIN)

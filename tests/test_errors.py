@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 
 from domainbed.lib.errors import InputError, UnknownNameError, exits_on_input_error
@@ -33,6 +36,20 @@ def test_other_errors_pass():
 
     with pytest.raises(KeyError):
         main([])
+
+
+def test_a_reader_that_goes_away_ends_a_script_without_a_word():
+    code = (
+        "from domainbed.lib.errors import exits_on_input_error\n"
+        "exits_on_input_error(lambda: print('line\\n' * 100_000))()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as script:
+        script.stdout.readline()
+        script.stdout.close()
+        assert script.stderr.read() == b""
+    assert script.returncode == 141
 
 
 def test_an_unknown_name_lists_the_known_and_suggests_the_nearest():

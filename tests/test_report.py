@@ -227,6 +227,20 @@ def test_coverage_names_what_is_not_done_and_links_to_its_log(tmp_path):
     assert page.table("state", "folder")[0]["folder"] == "0" * 32
 
 
+def test_what_died_before_it_began_links_to_slurms_log(tmp_path):
+    folder = write_run(tmp_path / "s", [(0.5, 0.5)])
+    (folder / "done").unlink()
+    log = tmp_path / "s" / "slurm" / "7_0_0_log.out"
+    log.parent.mkdir()
+    log.write_text("node is down\n")
+    (folder / "slurm").write_text(json.dumps({"job": "7_0", "log": str(log)}))
+    RunFolder(folder).fail(1)
+    page = make(tmp_path / "s", tmp_path / "report.html")
+    assert page.table("state", "last words")[0]["last words"] == "node is down"
+    links = [a["href"] for tag, a in page.tags if tag == "a"]
+    assert links == ["s/slurm/7_0_0_log.out"]
+
+
 def test_layer_attention_is_of_unseen_domains_and_of_all_classes(tmp_path):
     for env, name in ((0, "A"), (1, "C")):
         folder = write_run(tmp_path / "s", [(0.5, 0.5)], algorithm="LFA", env=env)
@@ -244,6 +258,22 @@ def test_layer_attention_is_of_unseen_domains_and_of_all_classes(tmp_path):
     image = {row["classes"]: row["1"] for row in rows if row["branch"] == "image"}
     assert image == {"<dog>": "50.0"}
     assert "<dog>" not in page.html
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [],
+        {"environments": [1], "classes": 2},
+        {"classes": {"dog": {"image": 1.0}}},
+        {"classes": {"dog": {"image": ["much"]}}},
+        {"classes": {"dog": {"image": [[0.5], [0.5]]}}},
+    ],
+)
+def test_layer_attention_of_another_shape_is_left_out(content, tmp_path):
+    folder = write_run(tmp_path / "s", [(0.5, 0.5)], algorithm="LFA")
+    (folder / "layer_attention.json").write_text(json.dumps(content))
+    assert "branch" not in make(tmp_path / "s").text
 
 
 def test_names_are_text_never_markup_nor_formulas(tmp_path):

@@ -4,6 +4,8 @@ import argparse
 import difflib
 import errno
 import functools
+import os
+import signal
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -49,12 +51,20 @@ def check_at_least(args: argparse.Namespace, **bounds: int) -> None:
 
 
 def exits_on_input_error(function: Callable[..., None]) -> Callable[..., None]:
-    """The function, but an InputError becomes its sentence and exit status 2."""
+    """The function, but an InputError becomes its sentence and exit status 2.
+
+    A reader that goes away, as in `| head`, ends it without a word.
+    """
 
     @functools.wraps(function)
     def wrapped(*args: Any) -> None:
         try:
             function(*args)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # What Python would write at its end goes nowhere.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(128 + signal.SIGPIPE) from None
         except InputError as error:
             # A DataLoader's worker puts its traceback before the sentence.
             sentence = str(error).split("domainbed.lib.errors.InputError: ")[-1]

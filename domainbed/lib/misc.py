@@ -8,7 +8,7 @@ import os
 import random
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,13 @@ def accuracy(
             total += w.sum().item()
     network.train()
     return correct / total if total else float("nan")
+
+
+def with_own_python(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment in which `python` is the one that runs this."""
+    own = str(Path(sys.executable).parent)
+    path = os.pathsep.join([own, environment.get("PATH", "")])
+    return {**environment, "PATH": path}
 
 
 def write_whole(path: Path, content: str | bytes | memoryview) -> None:
