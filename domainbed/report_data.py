@@ -222,15 +222,21 @@ def read_attention(folder: Path) -> dict[str, Weights]:
     try:
         return {
             kind: {
-                name: {
-                    branch: np.array([*map(float, row)]) for branch, row in own.items()
-                }
+                name: {branch: shares(row) for branch, row in own.items()}
                 for name, own in weights.items()
             }
             for kind, weights in read_json(folder / "layer_attention.json").items()
         }
     except (AttributeError, TypeError, ValueError):
         return {}
+
+
+def shares(row: list[float]) -> np.ndarray:
+    """The weights of the layers, (L,); ValueError unless they are parts of 1."""
+    weights = np.array([*map(float, row)])
+    if not (weights >= 0).all() or abs(weights.sum() - 1) > 0.01:
+        raise ValueError(f"weights sum to {weights.sum()}")
+    return weights
 
 
 def mean_weights(runs: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -268,6 +268,8 @@ def test_layer_attention_is_of_unseen_domains_and_of_all_classes(tmp_path):
         {"classes": {"dog": {"image": 1.0}}},
         {"classes": {"dog": {"image": ["much"]}}},
         {"classes": {"dog": {"image": [[0.5], [0.5]]}}},
+        {"classes": {"dog": {"image": []}}},
+        {"classes": {"dog": {"image": [0.5, float("nan")]}}},
     ],
 )
 def test_layer_attention_of_another_shape_is_left_out(content, tmp_path):
