@@ -63,13 +63,17 @@ def as_text(report: dict[str, Any]) -> str:
 
 
 def as_latex(report: dict[str, Any]) -> str:
-    """A table to \\input in a document that uses booktabs."""
+    """A table to \\input in a document that uses booktabs and adjustbox."""
     style = table(report).style.format_index(escape="latex")
-    return style.to_latex(
+    tabular = style.to_latex(
         column_format="l" + "r" * (1 + len(SOURCES) * len(COLUMNS)),
         multicol_align="c",
         hrules=True,
-        position="t",
-        position_float="centering",
-        caption=" ".join(map(escape, about(report))),
     )
+    return rf"""\begin{{table}}
+\caption{{{" ".join(map(escape, about(report)))}}}
+\centering
+\adjustbox{{max width=\textwidth}}{{%
+{tabular.rstrip()}}}
+\end{{table}}
+"""

@@ -146,9 +146,9 @@ def caption(
     what = "the test domains of each dataset" if title == AVERAGES else escape(title)
     trials = sorted({int(n) for n in form["n"].stack() if n > 0})
     number = " to ".join(map(str, dict.fromkeys(trials[:1] + trials[-1:]))) or "no"
+    number += " trial" if trials == [1] else " trials"
     parts = [
-        f"Test accuracy in percent on {what}, mean and standard error over {number} "
-        "trials.",
+        f"Test accuracy in percent on {what}, mean and standard error over {number}.",
         f"Model selection: {escape(selection)}.",
         "Bold: the best; underlined: the second.",
     ]

@@ -347,4 +347,4 @@ def test_one_run_has_its_table():
     text = paper(sweep({"ERM": [[0.5]]}))
     ((_, row),) = latex_tables(text)
     assert row == ["ERM", r"50.0 $\pm$ 0.0", "X", "X", "X", "X"]
-    assert "over 1 trials" in text
+    assert "over 1 trial." in text
