@@ -69,7 +69,8 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
         (*key, 100 * np.mean(accs), 100 * np.std(accs) / np.sqrt(len(accs)), len(accs))
         for key, accs in ((key, group.to_numpy()) for key, group in groups)
     ]
-    return pd.DataFrame(rows, columns=[*keys, "mean", "err", "n"])
+    frame = pd.DataFrame(rows, columns=[*keys, "mean", "err", "n"])
+    return frame.astype({"mean": float, "err": float, "n": int})  # also of no rows
 
 
 def averages(frame: pd.DataFrame) -> pd.DataFrame:

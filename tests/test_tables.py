@@ -96,6 +96,12 @@ def test_a_trial_that_lacks_an_environment_has_no_average():
     assert averages["mean"][0] == pytest.approx(25)
 
 
+def test_a_summary_of_nothing_has_columns_of_numbers():
+    columns = ["dataset", "algorithm", "environment", "acc"]
+    types = tables.summary(pd.DataFrame(columns=columns)).dtypes
+    assert [types[name].kind for name in ("mean", "err", "n")] == ["f", "f", "i"]
+
+
 def test_nan_is_not_passed_over():
     frame = tables.accuracies(sweep({"ERM": [[0.5] * 4, [np.nan] * 4]}), Oracle)
     assert tables.summary(frame)["mean"].isna().all()
