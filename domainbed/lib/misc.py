@@ -113,7 +113,8 @@ def save_whole(path: Path, value: Any) -> None:
     """torch.save to a file that appears whole; a full disk is an OSError."""
     buffer = io.BytesIO()
     torch.save(value, buffer)
-    write_whole(path, buffer.getbuffer())
+    with buffer.getbuffer() as content:  # let go of, or an error here hides its cause
+        write_whole(path, content)
 
 
 def plain(value: Any) -> Any:
