@@ -122,6 +122,7 @@ def pool_launcher(commands: list[str], jobs: int | None = None) -> list[int]:
 def train_here(argv: list[str], environment: dict[str, str]) -> None:
     """One run in this process; what it says stands in its out.txt and err.txt only."""
     os.environ.update(environment)
+    misc.start_processes_as_usual()
     with (
         open(os.devnull, "w") as nowhere,
         contextlib.redirect_stdout(nowhere),

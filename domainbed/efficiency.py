@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from domainbed import training
+from domainbed.lib import misc
 from domainbed.lib.errors import InputError
 
 SOURCES = {"images": "from images", "store": "from the store"}  # of what a run reads
@@ -31,18 +32,15 @@ def in_child(function: Callable, *args: Any) -> Any:
     should load no more than the function will.
     """
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, spawn, initializer=_start_as_usual) as pool:
+    with ProcessPoolExecutor(
+        1, spawn, initializer=misc.start_processes_as_usual
+    ) as pool:
         try:
             return pool.submit(caught, function, *args).result()
         except BrokenProcessPool:
             return {
                 "error": "its process ended early, perhaps killed for want of memory"
             }
-
-
-def _start_as_usual() -> None:
-    """Let the loaders' processes start as any run's do; they would be spawned, too."""
-    multiprocessing.set_start_method(None, force=True)
 
 
 def caught(function: Callable, *args: Any) -> Any:

@@ -17,6 +17,7 @@ import pytest
 
 from domainbed import command_launchers
 from domainbed.jobs import Job
+from domainbed.lib import misc
 from domainbed.run_folder import RunFolder
 from domainbed.scripts import collect_results, sweep, train
 
@@ -44,6 +45,7 @@ def run_here(command, **environment):
 def launch_here(folder, data):
     """In a process that has imported all: launch, and go on with what was killed."""
     os.setsid()
+    misc.start_processes_as_usual()
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     command_launchers.run_command = run_here
     launch(folder, data, "--retry", "--feature_dir", f"{folder}.features")
@@ -137,6 +139,42 @@ def test_a_killed_child_of_the_pool_harms_no_other(tmp_path):
     killer.join()
     assert statuses == [-signal.SIGKILL, 0, 0]
     assert [folder.state for folder in folders] == ["stale", "done", "done"]
+
+
+def children(pid):
+    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True)
+    return [*map(int, found.stdout.split())]
+
+
+def until(condition, seconds=30):
+    """What the condition gives once it is true; the test fails if it never is."""
+    ends = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < ends
+        time.sleep(0.05)
+    return value
+
+
+def test_a_killed_job_of_the_pool_leaves_no_loader_behind(tmp_path):
+    """A loader's process is its run's child, which it watches."""
+    job = RunFolder(tmp_path / "a")
+    flags = ("--steps", "100000", "--checkpoint_freq", "100000", "--num_workers", "1")
+    loaders = []
+
+    def kill() -> None:
+        pid = until(job.heartbeat)["pid"]
+        try:
+            loaders.extend(until(lambda: children(pid)))
+        finally:
+            os.kill(pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    launcher = command_launchers.get_launcher("pool", jobs=1)
+    assert launcher([debug_command(job.path, *flags)]) == [-signal.SIGKILL]
+    killer.join()
+    assert loaders
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in loaders))
 
 
 def test_jobs_is_refused_where_it_means_nothing():
