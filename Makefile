@@ -6,6 +6,7 @@ PY := $(DOMAINBED_VENV)/bin/python
 WANTED := $(DOMAINBED_VENV)/fits-$(shell sha256sum setup.py | cut -c1-16)
 
 # Before Python starts: see domainbed/__init__.py.
+TEST_WORKERS ?= auto
 export OMP_WAIT_POLICY ?= passive
 
 .PHONY: demo test lint format install
@@ -17,7 +18,7 @@ demo: install
 	$(PY) -m domainbed.scripts.collect_results --input_dir demo
 
 test: install
-	$(PY) -m pytest
+	$(PY) -m pytest -n $(TEST_WORKERS)
 
 lint: install
 	$(PY) -m ruff format --check .

@@ -14,7 +14,7 @@ EXTRAS = {
     "wilds": ["wilds>=2.0"],
 }
 TESTED = ("download", "qlora", "report", "slurm", "timm")
-FOR_TESTS = ["pytest>=8", "ruff", "hypothesis", "selenium>=4.11"]
+FOR_TESTS = ["pytest>=8", "pytest-xdist", "ruff", "hypothesis", "selenium>=4.11"]
 
 setup(
     name="domainbed-lfa",

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from domainbed.backbones import CLIP
-from domainbed.efficiency import machine, seconds
+from domainbed.tables.costs import machine, seconds
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

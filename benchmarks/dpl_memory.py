@@ -14,8 +14,8 @@ import torch
 from common import DEVICE, options, report, save_random_vit
 
 from domainbed.algorithms import get_algorithm_class
-from domainbed.efficiency import seconds
 from domainbed.hparams_registry import default_hparams
+from domainbed.tables.costs import seconds
 from domainbed.training import peak_memory_gb
 
 N_DOMAINS, BATCH, N_CLASSES = 5, 32, 345

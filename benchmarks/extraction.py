@@ -21,7 +21,7 @@ from PIL import Image
 
 from domainbed.backbones import clip_transform, load_clip
 from domainbed.datasets import ImageEnvironment, MultipleDomainDataset
-from domainbed.feature_store import BATCH, open_features
+from domainbed.features.store import BATCH, open_features
 
 N_VIT, N_EMOJI = 128, 2048  # pictures
 

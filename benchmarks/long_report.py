@@ -15,10 +15,10 @@ import numpy as np
 from common import options
 from common import report as report_result
 
-from domainbed.efficiency import seconds
 from domainbed.hparams_registry import default_hparams, random_hparams
 from domainbed.lib.misc import seed_hash
 from domainbed.scripts import report, sweep
+from domainbed.tables.costs import seconds
 
 DATASETS = ["PACS", "OfficeHome", "TerraIncognita"]
 ALGORITHMS = ["ERM", "LinearProbeCLIP", "LFA", "DPLCLIP", "MIRO"]

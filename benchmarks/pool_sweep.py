@@ -15,8 +15,8 @@ from pathlib import Path
 from common import options, report
 
 from domainbed import command_launchers
-from domainbed.efficiency import seconds
-from domainbed.jobs import Job, make_args_list
+from domainbed.runs.jobs import Job, make_args_list
+from domainbed.tables.costs import seconds
 
 JOBS, DOMAINS = 60, 4
 

@@ -28,8 +28,8 @@ import numpy as np
 import torch
 from common import options, report
 
-from domainbed.efficiency import seconds
-from domainbed.feature_store import StoredFeatures
+from domainbed.features.store import StoredFeatures
+from domainbed.tables.costs import seconds
 
 SHAPE = (542_534, 12, 768)  # 10 GB of float16
 BATCH, BATCHES = 96, 6000  # about every row once

@@ -19,7 +19,7 @@ import torch
 from common import DEVICE, medians, options, report, save_random_vit
 
 from domainbed.algorithms import LFA
-from domainbed.feature_store import StoredFeatures
+from domainbed.features.store import StoredFeatures
 from domainbed.hparams_registry import default_hparams
 from domainbed.lib.fast_data_loader import InfiniteDataLoader
 

@@ -19,9 +19,9 @@ from pathlib import Path
 from common import options, report
 
 from domainbed import training
-from domainbed.efficiency import seconds
+from domainbed.runs.tensorboard import TensorBoardLog
 from domainbed.scripts import train
-from domainbed.tensorboard_log import TensorBoardLog
+from domainbed.tables.costs import seconds
 
 RUNS = (101, 501)  # steps
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from domainbed.algorithms import Algorithm, Minibatches, register
 from domainbed.backbones import CLIPBackbone, default_clip, load_clip
-from domainbed.cuda_graph import GraphedStep
+from domainbed.lib.cuda_graph import GraphedStep
 from domainbed.lib.errors import InputError
 
 TENSOR_DATASETS = ("Debug28", "Debug224", "RotatedMNIST", "ColoredMNIST")

@@ -15,8 +15,8 @@ import torch
 from domainbed.algorithms import HparamRows, register
 from domainbed.algorithms_lfa import LFA, CLIPAlgorithm, unit
 from domainbed.backbones import read_clip
+from domainbed.backbones.qlora import QLoRABackbone
 from domainbed.lib.errors import InputError
-from domainbed.qlora_backbone import QLoRABackbone
 
 TOWER_ROWS: HparamRows = {
     "quant": ("nf4", None),

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 
 import domainbed
+from domainbed.launchers.slurm import SlurmLauncher
 from domainbed.lib import misc
 from domainbed.lib.errors import InputError, UnknownNameError
-from domainbed.slurm import SlurmLauncher
 
 Launcher = Callable[..., list[int]]
 TRAIN = ["python", "-m", "domainbed.scripts.train"]

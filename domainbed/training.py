@@ -23,25 +23,20 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Subset
 
-from domainbed import (
-    algorithms,
-    datasets,
-    hparams_registry,
-    layer_attention,
-    provenance,
-)
+from domainbed import algorithms, datasets, hparams_registry
 from domainbed.backbones import CLIPBackbone, load_clip
-from domainbed.feature_store import (
+from domainbed.features.store import (
     StoredFeatures,
     default_feature_dir,
     open_features,
 )
-from domainbed.frozen_input import INPUTS, Vectors, vector_size
+from domainbed.features.vectors import INPUTS, Vectors, vector_size
 from domainbed.lib import misc, progress
 from domainbed.lib.errors import InputError, UnknownNameError, check_at_least
 from domainbed.lib.fast_data_loader import FastDataLoader, InfiniteDataLoader
-from domainbed.run_records import RunRecords
-from domainbed.tensorboard_log import TensorBoardLog
+from domainbed.runs import layer_attention, provenance
+from domainbed.runs.records import RunRecords
+from domainbed.runs.tensorboard import TensorBoardLog
 
 EVAL_BATCH = 64  # DomainBed's; DPL-CLIP's predictions depend on it
 STORED_EVAL_BATCH = 1024  # of stored features, a split in a few calls
@@ -334,7 +329,7 @@ class Run:
                 "git": provenance.git_state(),
                 "device": provenance.device_name(),
                 "dataset": provenance.dataset_fingerprint(self.dataset),
-                "split": provenance.digest(splits),
+                "split": misc.digest(splits),
             }
         )
 

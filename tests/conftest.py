@@ -1,16 +1,14 @@
-"""What tests share: small data folders, and no network."""
+"""What every test has: fixtures, and no network."""
 
-import gzip
-import json
 import socket
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+from helpers import Interrupted, make_image_folder
+
+from domainbed import training
 
 pytest_plugins = ["download_web"]  # fixtures of a web server and its archives
-CONTRACT = Path(__file__).parent / "golden" / "contract"
 
 
 @pytest.fixture(autouse=True)
@@ -32,21 +30,6 @@ def _no_lookup(*args, **kwargs):
     raise socket.gaierror("tests use no network")
 
 
-def make_image_folder(
-    root: Path, environments: list[str], classes: list[str], n: int = 5
-) -> Path:
-    """root/environment/class/i.png, n random 24 x 20 pictures in each class."""
-    rng = np.random.RandomState(0)
-    for environment in environments:
-        for name in classes:
-            folder = root / environment / name
-            folder.mkdir(parents=True)
-            for i in range(n):
-                pixels = rng.randint(0, 256, (20, 24, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(folder / f"{i}.png")
-    return root
-
-
 @pytest.fixture
 def pacs(tmp_path) -> Path:
     """A data folder with a tiny PACS: 4 domains, 2 classes, 5 images in each."""
@@ -55,12 +38,23 @@ def pacs(tmp_path) -> Path:
     return tmp_path / "data"
 
 
-def unpacked_sweep(name: str, folder: Path) -> Path:
-    """The contract's sample sweep of that name, as result folders."""
-    with gzip.open(CONTRACT / f"{name}.json.gz") as file:
-        runs = json.load(file)
-    for run, text in runs.items():
-        (folder / run).mkdir(parents=True)
-        (folder / run / "results.jsonl").write_text(text)
-        (folder / run / "done").write_text("done")
-    return folder
+@pytest.fixture
+def interrupt(monkeypatch):
+    """Make the n-th call of a method of Run raise, before or after its work."""
+
+    def at(name, n, after=False):
+        calls, method = [], getattr(training.Run, name)
+
+        def interrupted(self, *args):
+            calls.append(None)
+            if len(calls) == n and not after:
+                raise Interrupted
+            result = method(self, *args)
+            if len(calls) == n:
+                raise Interrupted
+            return result
+
+        monkeypatch.setattr(training.Run, name, interrupted)
+        return lambda: monkeypatch.setattr(training.Run, name, method)
+
+    return at

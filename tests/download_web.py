@@ -11,10 +11,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from conftest import make_image_folder
+from helpers import make_image_folder
 
-from domainbed import download_fetch
-from domainbed.download_cards import CARDS, Card, Mirror
+from domainbed.download import fetch
+from domainbed.download.cards import CARDS, Card, Mirror
 from domainbed.scripts.download import main
 
 PACS_DOMAINS = tuple(CARDS["PACS"].counts)
@@ -83,7 +83,7 @@ def web(monkeypatch):
         lambda host, *args: (LOOK_UP if host == "127.0.0.1" else refuse)(host, *args),
     )
     monkeypatch.setenv("HF_ENDPOINT", server.web.url)
-    monkeypatch.setattr(download_fetch, "DRIVE", f"{server.web.url}/drive?id=")
+    monkeypatch.setattr(fetch, "DRIVE", f"{server.web.url}/drive?id=")
     yield server.web
     server.shutdown()
     server.server_close()

@@ -5,7 +5,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from conftest import make_image_folder
+from helpers import make_image_folder
 from PIL import Image
 
 from domainbed import datasets

@@ -11,16 +11,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_image_folder
+from helpers import make_image_folder
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from domainbed import datasets, feature_store, hparams_registry, provenance
+from domainbed import datasets, hparams_registry
 from domainbed.backbones import load_clip
-from domainbed.download_archive import unpack
-from domainbed.jobs import Job
+from domainbed.download.archive import unpack
+from domainbed.features import store
 from domainbed.lib.errors import InputError
-from domainbed.run_folder import RunFolder
+from domainbed.runs import provenance
+from domainbed.runs.folder import RunFolder
+from domainbed.runs.jobs import Job
 from domainbed.scripts import train
 
 TRICKS = [
@@ -177,7 +179,7 @@ def test_any_two_file_names_have_two_fingerprints(names, backbone):
             image = root / "e" / "c" / "0.png"
             image.rename(image.with_name(f"{name}.png"))
             environment = datasets.ImageEnvironment(root / "e", ["c"])
-            facts = feature_store.describe(environment, backbone, "float16")
+            facts = store.describe(environment, backbone, "float16")
             keys.add(facts["files"])
             prints.add(provenance.dataset_fingerprint([environment]))
     assert len(keys) == len(prints) == 2

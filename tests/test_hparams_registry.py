@@ -1,8 +1,8 @@
 import json
 
 import pytest
-from conftest import CONTRACT
 from golden import remake
+from helpers import CONTRACT
 
 from domainbed import algorithms, datasets, hparams_registry
 from domainbed.lib import misc

@@ -23,6 +23,14 @@ def seed_hash(*args: Any) -> int:
     return int(hashlib.md5(str(args).encode("utf-8")).hexdigest(), 16) % 2**31
 
 
+def digest(texts: Iterable[str]) -> str:
+    """16 hex digits that name a list of texts."""
+    whole = hashlib.sha256()
+    for text in texts:
+        whole.update(text.encode(errors="surrogateescape") + b"\0")
+    return whole.hexdigest()[:16]
+
+
 def seed_everything(seed: int) -> None:
     """Set the state of Python's, numpy's and torch's generators from one number."""
     random.seed(seed)

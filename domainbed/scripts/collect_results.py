@@ -11,21 +11,15 @@ from pathlib import Path
 
 import pandas as pd
 
-from domainbed import (
-    algorithms,
-    datasets,
-    model_selection,
-    paper_tables,
-    table_formats,
-    tables,
-)
+from domainbed import algorithms, datasets, model_selection
 from domainbed.lib import misc, reporting
 from domainbed.lib.errors import InputError, UnknownNameError, exits_on_input_error
 from domainbed.lib.mixtures import mixtures
 from domainbed.lib.progress import add_quiet
 from domainbed.lib.query import Q
 from domainbed.lib.reporting import printable
-from domainbed.text_tables import format_mean, print_results_tables, print_table
+from domainbed.tables import formats, frames, paper
+from domainbed.tables.text import format_mean, print_results_tables, print_table
 
 __all__ = ["format_mean", "main", "print_table"]  # the contract's names
 
@@ -115,7 +109,7 @@ def remarks(records: Q) -> Iterator[str]:
 def misfits(records: Q, is_text: bool) -> Iterator[str]:
     """Warnings of what the tables leave out for want of a column."""
     for dataset, own in records.group("args.dataset"):
-        names = tables.environments(dataset)
+        names = frames.environments(dataset)
         beyond = [
             env for env in own.select("args.test_envs").flatten() if env >= len(names)
         ]
@@ -170,27 +164,27 @@ def framed_tables(
     records: Q, methods: Methods, form: str, published: pd.DataFrame | None
 ) -> str:
     """CSV and JSON in long form; Markdown, HTML and a paper's LaTeX in wide tables."""
-    chosen = {method: tables.accuracies(records, method) for method in methods}
+    chosen = {method: frames.accuracies(records, method) for method in methods}
     chosen = {method: accs for method, accs in chosen.items() if len(accs)}
     if not chosen:
         names = ", ".join(method.name for method in methods)
         raise InputError(f"no run has the accuracies that {names} needs.")
-    longs = {method: tables.long_form(accs, method) for method, accs in chosen.items()}
+    longs = {method: frames.long_form(accs, method) for method, accs in chosen.items()}
     if form in ("csv", "json"):
-        return getattr(table_formats, form)(pd.concat([*longs.values(), published]))
-    names = tables.in_order(records.select("args.algorithm"), algorithms.ALGORITHMS)
+        return getattr(formats, form)(pd.concat([*longs.values(), published]))
+    names = frames.in_order(records.select("args.algorithm"), algorithms.ALGORITHMS)
     wides = {
-        method: tables.wide_forms(pd.concat([long, published]), names)
+        method: frames.wide_forms(pd.concat([long, published]), names)
         for method, long in longs.items()
     }
     if form == "paper":
-        return paper_tables.document(wides, chosen)
+        return paper.document(wides, chosen)
     titled = {
         f"{title}, model selection: {method.name}": wide
         for method, forms in wides.items()
         for title, wide in forms.items()
     }
-    return getattr(table_formats, form)(titled)
+    return getattr(formats, form)(titled)
 
 
 def deliver(text: str, args: argparse.Namespace) -> None:
@@ -220,8 +214,8 @@ def main(argv: list[str] | None = None) -> None:
     records = read_sweep(*args.input_dir)
     published = None
     if args.baseline:
-        present = tables.in_order(records.select("args.dataset"), datasets.DATASETS)
-        published = tables.published(args.baseline, present)
+        present = frames.in_order(records.select("args.dataset"), datasets.DATASETS)
+        published = frames.published(args.baseline, present)
     if SELECTIONS["auto_lr"] in methods:
         records = merge_auto_lr(records)
     is_text = args.format in ("text", "latex")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torchvision
 
-from domainbed import download
+from domainbed.download import steps
 from domainbed.lib.errors import InputError, exits_on_input_error
 from domainbed.lib.progress import add_quiet, silenced
 
@@ -19,8 +19,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--dataset",
         nargs="+",
-        default=list(download.CARDS),
-        help=f"default: all, {', '.join(download.CARDS)}; or MNIST",
+        default=list(steps.CARDS),
+        help=f"default: all, {', '.join(steps.CARDS)}; or MNIST",
     )
     parser.add_argument(
         "--source",
@@ -47,14 +47,14 @@ def download_mnist(data_dir: Path) -> None:
 @exits_on_input_error
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    if args.source not in download.SOURCES and len(args.dataset) > 1:
+    if args.source not in steps.SOURCES and len(args.dataset) > 1:
         raise InputError(
             f"--source {args.source} can hold one dataset, but --dataset names "
             f"{len(args.dataset)}; give one at a time."
         )
     names = [name for name in args.dataset if name not in MNIST]
     for name in names:
-        download.sources_of(name, args.source)  # all wrong input before any download
+        steps.sources_of(name, args.source)  # all wrong input before any download
     with silenced(args.quiet):
         obtain(names, args)
 
@@ -64,9 +64,9 @@ def obtain(names: list[str], args: argparse.Namespace) -> None:
     if len(names) < len(args.dataset):
         download_mnist(args.data_dir)
     for name in names:
-        download.obtain(name, args.data_dir, args.source, report=print)
+        steps.obtain(name, args.data_dir, args.source, report=print)
         if args.verify:
-            sentence, agrees = download.verify(name, args.data_dir)
+            sentence, agrees = steps.verify(name, args.data_dir)
             print(
                 sentence if agrees else f"warning: {sentence}",
                 file=sys.stdout if agrees else sys.stderr,

@@ -10,8 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from domainbed import algorithms, datasets, hparams_registry, provenance, training
-from domainbed.efficiency import SOURCES, extract, in_child, measure
+from domainbed import algorithms, datasets, hparams_registry, training
 from domainbed.lib import misc
 from domainbed.lib.errors import (
     InputError,
@@ -20,7 +19,9 @@ from domainbed.lib.errors import (
     exits_on_input_error,
 )
 from domainbed.lib.progress import add_quiet
+from domainbed.runs import provenance
 from domainbed.scripts import train
+from domainbed.tables.costs import SOURCES, extract, in_child, measure
 
 # The paper's batch; and what QLoRALFA's first stage has learnt changes no cost.
 HPARAMS = {"batch_size": 32, "qlora_run": "none"}
@@ -128,7 +129,7 @@ def measure_all(runs: dict[str, argparse.Namespace]) -> dict[str, Any]:
 def write(report: dict[str, Any], folder: Path) -> None:
     """Print the table and write it in three forms."""
     # Loaded now: the processes that measure would count pandas into their memory.
-    from domainbed.efficiency_tables import as_latex, as_text
+    from domainbed.tables.efficiency import as_latex, as_text
 
     text = as_text(report)
     print(text, end="")

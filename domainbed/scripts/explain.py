@@ -47,37 +47,37 @@ def main(argv: list[str] | None = None) -> None:
 
 def make_cards(args: argparse.Namespace) -> None:
     """Write a PNG file of each image's card, and a page with all of them."""
-    from domainbed import explain, explain_figures  # they import what may be missing
-    from domainbed.report_parts import plural
+    from domainbed.explain import cards, figures  # they import what may be missing
+    from domainbed.report.parts import plural
 
-    run, versus = explain.load_models(args.run, args.versus, args.data_dir)
-    columns = explain.make_columns(run, versus)
+    run, versus = cards.load_models(args.run, args.versus, args.data_dir)
+    columns = cards.make_columns(run, versus)
     facts = ""
     if args.image:
-        cards = [explain.card_of_file(path, columns) for path in args.image]
+        drawn = [cards.card_of_file(path, columns) for path in args.image]
     else:
         pair = (columns[0], columns[-1]) if versus else columns[-2:]
-        answers = explain.compare(*pair)
-        facts = explain.summary(answers, *(column.title for column in pair))
+        answers = cards.compare(*pair)
+        facts = cards.summary(answers, *(column.title for column in pair))
         print(facts)
-        rows = explain.most_confident(answers, args.disagreements)
+        rows = cards.most_confident(answers, args.disagreements)
         items = zip(rows["env"], rows["index"], strict=True)
-        cards = [explain.card_of_item(*item, columns) for item in items]
-    if not cards:
+        drawn = [cards.card_of_item(*item, columns) for item in items]
+    if not drawn:
         return
     title = f"{run.name} on {run.args['dataset']}, image by image"
     files = {
-        explain_figures.file_name(number, card): explain_figures.as_png(card)
-        for number, card in enumerate(cards, 1)
+        figures.file_name(number, card): figures.as_png(card)
+        for number, card in enumerate(drawn, 1)
     }
-    files["explain.html"] = explain_figures.as_page(cards, title, facts)
+    files["explain.html"] = figures.as_page(drawn, title, facts)
     try:
         args.output_dir.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
             write_whole(args.output_dir / name, content)
     except OSError as error:
         raise InputError(f"cannot write to {args.output_dir}: {error}.") from None
-    print(f"wrote {plural(len(cards), 'card')} and explain.html to {args.output_dir}")
+    print(f"wrote {plural(len(drawn), 'card')} and explain.html to {args.output_dir}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ this outside of that checkout, where `domainbed` means this package.
 import argparse
 from pathlib import Path
 
-from domainbed import export
+from domainbed.export import checkout
 from domainbed.lib.errors import exits_on_input_error
 from domainbed.lib.progress import add_quiet, silenced
 
@@ -24,9 +24,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--remove", action="store_true", help="take it out again")
     add_quiet(parser)
     args = parser.parse_args(argv)
-    plan = export.removed if args.remove else export.exported
+    plan = checkout.removed if args.remove else checkout.exported
     changes = plan(Path(args.to))
-    changed = export.write(changes)
+    changed = checkout.write(changes)
     with silenced(args.quiet):
         for path in changed:
             print("removed" if changes[path] is None else "wrote", path)

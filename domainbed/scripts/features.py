@@ -9,8 +9,8 @@ import torch
 
 from domainbed import algorithms, training
 from domainbed.datasets import ImageEnvironment
-from domainbed.feature_entries import DamagedError, Entry, entries, key_of, shown
-from domainbed.feature_store import default_feature_dir, describe
+from domainbed.features.entries import DamagedError, Entry, entries, key_of, shown
+from domainbed.features.store import default_feature_dir, describe
 from domainbed.hparams_registry import as_json
 from domainbed.lib.errors import InputError, check_at_least, exits_on_input_error
 from domainbed.lib.progress import add_quiet, silenced

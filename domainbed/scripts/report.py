@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     for module in ("jinja2", "matplotlib"):
         require(module, "report")
-    from domainbed.report import make_report  # it imports both
+    from domainbed.report.page import make_report  # it imports both
 
     output = Path(args.output)
     with silenced(args.quiet):

@@ -12,10 +12,10 @@ import sys
 from collections import Counter
 
 from domainbed import algorithms, command_launchers, datasets, hparams_registry
-from domainbed.jobs import Job, make_args_list, stages
 from domainbed.lib.errors import InputError, check_at_least, exits_on_input_error
 from domainbed.lib.progress import JobsProgress, add_quiet, coloured, silenced
-from domainbed.run_folder import STATES
+from domainbed.runs.folder import STATES
+from domainbed.runs.jobs import Job, make_args_list, stages
 from domainbed.scripts.train import HPARAMS_HELP
 
 # Launchers that return when their jobs have ended.

@@ -14,13 +14,14 @@ from collections.abc import Iterator
 
 import torch
 
-from domainbed import provenance, training
+from domainbed import training
 from domainbed.hparams_registry import as_json
 from domainbed.lib.errors import DISK_ERRORS, InputError, exits_on_input_error
 from domainbed.lib.misc import Tee
 from domainbed.lib.progress import add_quiet, silenced
-from domainbed.run_folder import RunFolder
-from domainbed.run_records import OtherRunError
+from domainbed.runs import provenance
+from domainbed.runs.folder import RunFolder
+from domainbed.runs.records import OtherRunError
 
 HPARAMS_HELP = "overrides: a JSON object, @FILE with one, or name=value ..."
 

@@ -1,0 +1,216 @@
+"""Layer features of an environment, computed once and read by every run.
+
+A frozen CLIP gives an image the same features in every step, run, trial and draw. One
+pass writes them to the folder `<feature_dir>/<key>`; runs read them by memory map. The
+key digests all that they depend on: the backbone's weights, its layers, its transform,
+the files with their sizes and times of change (or contents), the classes, the dtype.
+Whatever of these changes gives a new entry, so features are never stale.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Subset
+from tqdm import tqdm
+
+from domainbed.backbones import CLIPBackbone
+from domainbed.datasets import ImageEnvironment
+from domainbed.features.entries import Entry, digest_files, key_of, shown
+from domainbed.lib import misc
+from domainbed.lib.errors import DISK_ERRORS, InputError
+
+DTYPES = ("float16", "float32")
+BATCH = 64  # images; on a CPU larger ones are no faster
+FLUSH = 1024  # images at most that an interruption makes one compute again
+
+
+class StoredFeatures(Dataset):
+    """An environment's (z, label) pairs: z (L, D) in float32, whatever is stored.
+
+    `gather(indices)` reads a whole batch, (B, L, D) and (B,), at once.
+    """
+
+    def __init__(self, z: np.ndarray, targets: Sequence[int], keys: Sequence[int]):
+        self.z, self.targets, self.keys = z, torch.as_tensor(targets), np.asarray(keys)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        z, y = self.gather([index])
+        return z[0], int(y[0])
+
+    def gather(self, indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """z (B, L, D) and labels (B,) of the items at these indices."""
+        keys = self.keys[np.asarray(indices)]
+        return torch.from_numpy(self.z[keys]).float(), self.targets[keys]
+
+    def subset(self, keys: Sequence[int]) -> "StoredFeatures":
+        """The items at these indices."""
+        return StoredFeatures(self.z, self.targets, self.keys[np.asarray(keys, int)])
+
+
+def default_feature_dir(data_dir: str | None) -> Path:
+    """`features` in the data folder or, where that cannot be written, in the cache."""
+    if data_dir is not None and os.access(data_dir, os.W_OK):
+        return Path(data_dir) / "features"
+    return Path.home() / ".cache" / "domainbed" / "features"
+
+
+def describe(
+    environment: ImageEnvironment,
+    backbone: CLIPBackbone,
+    dtype: str,
+    strict: bool = False,
+) -> dict[str, Any]:
+    """All that an environment's features depend on, in plain types.
+
+    `strict` knows images by their content, not by their size and time of change.
+    """
+    if dtype not in DTYPES:
+        raise InputError(
+            f"feature_dtype is {dtype!r}; it can be {' or '.join(DTYPES)}."
+        )
+    return {
+        "backbone": backbone.fingerprint,
+        "layers": "all",  # a store of some of them would be another
+        # A function's repr ends in its address, another one in every process.
+        "transform": re.sub(" at 0x[0-9a-f]+", "", repr(environment.transform)),
+        "folder": str(Path(environment.root).resolve()),
+        "files": digest_files(environment, strict),
+        "strict": strict,
+        "images": len(environment),
+        "classes": list(environment.classes),
+        "dtype": dtype,
+    }
+
+
+def open_features(
+    environment: ImageEnvironment,
+    backbone: CLIPBackbone,
+    feature_dir: Path,
+    dtype: str = "float16",
+    num_workers: int = 0,
+    strict: bool = False,
+) -> StoredFeatures:
+    """The environment's stored features, extracted first if there are none.
+
+    One process extracts, others wait for it; an interrupted extraction continues.
+    `strict` is `describe`'s. InputError where the store cannot be written or the entry
+    is damaged.
+    """
+    facts = describe(environment, backbone, dtype, strict)
+    entry = Entry(feature_dir / key_of(facts))
+    try:
+        if not entry.path.exists():
+            feature_dir.mkdir(parents=True, exist_ok=True)
+            with entry.locked(wait=True):
+                if not entry.path.exists():
+                    extract(environment, backbone, facts, entry, num_workers)
+    except OSError as error:
+        if error.errno not in (*DISK_ERRORS, errno.EEXIST, errno.ENOTDIR):
+            raise
+        raise InputError(
+            f"cannot store layer features in {feature_dir} ({error.strerror}); name "
+            "another folder with --feature_dir or compute them anew in every run with "
+            "--no_feature_store."
+        ) from error
+    z, y = entry.arrays()
+    entry.touch()
+    return StoredFeatures(z, y, range(len(z)))
+
+
+@torch.no_grad()
+def reserve(
+    environment: ImageEnvironment,
+    backbone: CLIPBackbone,
+    facts: dict[str, Any],
+    part: Entry,
+) -> int:
+    """How many images an interrupted extraction had done.
+
+    If none, the part's files are made, with all the space they will need: a disk
+    without it is an OSError now, before hours of work, and nothing stays.
+    """
+    with contextlib.suppress(InputError):
+        part.arrays()
+        if part.done:
+            return part.done
+    size, device = backbone.resolution, backbone.scale.device
+    blank = torch.zeros(1, 3, size, size, device=device)
+    shape = (len(environment), *backbone.encode_image_layers(blank).shape[1:])
+    shutil.rmtree(part.path, ignore_errors=True)
+    part.path.mkdir()
+    try:
+        misc.write_whole(part.path / "facts.json", json.dumps(facts, indent=1))
+        np.save(part.path / "y.npy", np.asarray(environment.targets, np.int64))
+        z = np.lib.format.open_memmap(part.path / "z.npy", "w+", facts["dtype"], shape)
+        if hasattr(os, "posix_fallocate"):  # macOS finds out when it writes
+            with open(z.filename, "r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, os.path.getsize(z.filename))
+    except OSError:
+        shutil.rmtree(part.path)
+        raise
+    return 0
+
+
+@torch.no_grad()
+def extract(
+    environment: ImageEnvironment,
+    backbone: CLIPBackbone,
+    facts: dict[str, Any],
+    entry: Entry,
+    num_workers: int,
+) -> None:
+    """Write the entry beside its place and rename it when whole."""
+    part = Entry(entry.part)
+    done = reserve(environment, backbone, facts, part)
+    z, _ = part.arrays()
+    rest = Subset(environment, range(done, len(environment)))
+    device = backbone.scale.device
+    bar = tqdm(
+        total=len(environment),
+        initial=done,
+        desc=f"features of {shown(Path(environment.root).name)}",
+        disable=not sys.stderr.isatty(),
+        leave=False,
+    )
+    # Not through the map: there a full disk is no error but a signal that kills.
+    with every_core(), bar, open(z.filename, "r+b") as file:
+        file.seek(z.offset + z[:done].nbytes)
+        for x, _ in DataLoader(rest, BATCH, num_workers=num_workers):
+            features = backbone.encode_image_layers(x.to(device))
+            file.write(features.cpu().numpy().astype(z.dtype))
+            done += len(x)
+            bar.update(len(x))
+            if done % FLUSH < BATCH or done == len(environment):
+                file.flush()
+                os.fsync(file.fileno())
+                misc.write_whole(part.path / "rows", str(done))
+    part.path.rename(entry.path)
+    (entry.path / "rows").unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def every_core() -> Iterator[None]:
+    """torch computes on all cores inside, or on as many as OMP_NUM_THREADS says.
+
+    A run trains on one thread, so that its numbers are the same in any company; a
+    forward pass gives the same bits on any number.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

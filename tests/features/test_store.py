@@ -1,0 +1,493 @@
+"""Stored features: the same numbers, never stale, never half-made."""
+
+import contextlib
+import errno
+import json
+import os
+import resource
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from domainbed import datasets, training
+from domainbed.algorithms import get_algorithm_class
+from domainbed.backbones import load_clip
+from domainbed.features import store
+from domainbed.features.entries import Entry, entries, key_of
+from domainbed.features.store import StoredFeatures, describe, open_features
+from domainbed.hparams_registry import default_hparams
+from domainbed.lib.errors import InputError
+from domainbed.lib.fast_data_loader import FastDataLoader, InfiniteDataLoader
+from domainbed.scripts import train
+
+CLIP = {"data_augmentation": True, "clip_transform": True, "clip_backbone": "emoji"}
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return load_clip("emoji")
+
+
+@pytest.fixture
+def photos(pacs):
+    """The photo environment of a tiny PACS, 10 images, as CLIP sees it."""
+    return datasets.PACS(str(pacs), [0], CLIP)[2]
+
+
+@pytest.fixture
+def count(monkeypatch, backbone):
+    """How many images the backbone has encoded so far."""
+    encoded = []
+    encode = type(backbone).encode_image_layers
+
+    def counting(self, x):
+        encoded.append(len(x))
+        return encode(self, x)
+
+    monkeypatch.setattr(type(backbone), "encode_image_layers", counting)
+    return lambda: sum(encoded)
+
+
+@pytest.mark.parametrize("dtype, rtol", [("float32", 1e-5), ("float16", 1e-3)])
+def test_stored_features_are_the_backbones(photos, backbone, tmp_path, dtype, rtol):
+    stored = open_features(photos, backbone, tmp_path, dtype)
+    assert isinstance(stored.z, np.memmap)
+    assert stored.z.dtype == dtype
+    x = torch.stack([x for x, _ in photos])
+    with torch.no_grad():
+        expected = backbone.encode_image_layers(x)
+    z, y = stored.gather([7, 0, 7])
+    assert z.dtype == torch.float32
+    torch.testing.assert_close(z, expected[[7, 0, 7]], rtol=rtol, atol=10 * rtol)
+    assert y.tolist() == [1, 0, 1]
+    part = stored.subset([4, 9, 2]).subset([1, 2])
+    assert [y for _, y in (part[0], part[1])] == [1, 0]
+    assert torch.equal(part.gather([0, 1])[0], stored.gather([9, 2])[0])
+
+
+def test_loaders_gather_what_they_would_read_one_by_one(photos, backbone, tmp_path):
+    stored = open_features(photos, backbone, tmp_path)
+
+    class OneByOne(torch.utils.data.Dataset):
+        __getitem__, __len__ = stored.__getitem__, stored.__len__
+
+    def first(data):
+        drawn = iter(InfiniteDataLoader(data, None, 4, 0, seed=3))
+        return [next(drawn) for _ in range(3)] + [*FastDataLoader(data, 4, 0)]
+
+    for (z, y), (z_single, y_single) in zip(
+        first(stored), first(OneByOne()), strict=True
+    ):
+        assert torch.equal(z, z_single)
+        assert torch.equal(y, y_single)
+
+
+def test_a_second_run_computes_nothing(photos, backbone, tmp_path, count):
+    first = open_features(photos, backbone, tmp_path)
+    made = count()
+    again = open_features(photos, backbone, tmp_path)
+    assert (made, count()) == (11, 11)  # one image more, for the shape
+    assert np.array_equal(first.z, again.z)
+
+
+def test_the_key_is_the_same_in_every_process(photos, backbone):
+    facts = store.describe(photos, backbone, "float16")
+    assert " at 0x" not in facts["transform"]
+    assert "_convert_image_to_rgb" in facts["transform"]
+
+
+def test_whatever_changes_gives_a_new_entry(photos, backbone, tmp_path):
+    def stored():
+        open_features(photos, backbone, tmp_path)
+        return len(list(tmp_path.glob("*/z.npy")))
+
+    assert stored() == 1
+    os.utime(photos.samples[3][0], (1, 1))  # a file's time
+    assert stored() == 2
+    photos.transform = datasets.EVALUATE  # another transform, and too large an image
+    photos.transform.transforms[0].size = (48, 48)
+    assert stored() == 3
+    open_features(photos, backbone, tmp_path, "float32")
+    assert len(list(tmp_path.glob("*/z.npy"))) == 4
+    other = load_clip("emoji")
+    with torch.no_grad():
+        other.model.visual.proj.add_(1e-3)
+    open_features(photos, other, tmp_path)
+    assert len(list(tmp_path.glob("*/z.npy"))) == 5
+    facts = [json.loads(path.read_text()) for path in tmp_path.glob("*/facts.json")]
+    assert {f["backbone"] for f in facts} == {backbone.fingerprint, other.fingerprint}
+    datasets.EVALUATE.transforms[0].size = (224, 224)
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [("layers", "last"), ("classes", ["dog", "elk"]), ("images", 9)],
+)
+def test_the_key_digests_what_an_entry_holds(photos, backbone, name, value):
+    facts = describe(photos, backbone, "float16")
+    assert facts[name] != value
+    assert key_of(facts | {name: value}) != key_of(facts)
+
+
+def test_a_strict_fingerprint_is_of_the_files_contents(photos, backbone, tmp_path):
+    path = Path(photos.samples[3][0])
+    picture, times = path.read_bytes(), path.stat()
+
+    def key(strict):
+        return key_of(describe(photos, backbone, "float16", strict))
+
+    before = {strict: key(strict) for strict in (True, False)}
+    assert before[True] != before[False]
+    os.utime(path, (1, 1))
+    assert key(True) == before[True]
+    path.write_bytes(picture[:-1] + b"x")
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert key(True) != before[True]
+    assert key(False) == before[False]
+    open_features(photos, backbone, tmp_path / "store", strict=True)
+    assert [entry.key for entry in entries(tmp_path / "store")] == [key(True)]
+
+
+def test_an_image_that_is_gone_is_named(photos, backbone):
+    os.unlink(photos.samples[3][0])
+    with pytest.raises(InputError, match=r"cannot read the image .*dog/3.png: No such"):
+        describe(photos, backbone, "float16")
+
+
+def test_an_entry_is_complete_in_itself(photos, backbone, tmp_path):
+    stored = open_features(photos, backbone, tmp_path)
+    (entry,) = entries(tmp_path)
+    z, y = entry.arrays()
+    assert np.array_equal(z, stored.z)
+    assert y.tolist() == stored.targets.tolist() == photos.targets
+    assert entry.facts == describe(photos, backbone, "float16")
+    assert entry.facts["classes"] == ["dog", "house"]
+    assert sorted(path.name for path in entry.path.iterdir()) == [
+        "facts.json",
+        "y.npy",
+        "z.npy",
+    ]
+
+
+def test_the_number_of_threads_changes_no_bit(
+    photos, backbone, tmp_path, monkeypatch, count
+):
+    before = torch.get_num_threads()
+    encode, threads = type(backbone).encode_image_layers, []
+
+    def watching(self, x):
+        threads.append(torch.get_num_threads())
+        return encode(self, x)
+
+    monkeypatch.setattr(type(backbone), "encode_image_layers", watching)
+    stored = []
+    for n in ("1", "2"):
+        monkeypatch.setenv("OMP_NUM_THREADS", n)
+        stored.append(open_features(photos, backbone, tmp_path / n, "float32").z)
+    assert threads[1::2] == [1, 2]  # after each blank image, for the shape
+    assert torch.get_num_threads() == before
+    assert np.array_equal(*stored)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from domainbed import datasets
+from domainbed.features import store
+from domainbed.backbones import CLIPBackbone, load_clip
+
+store.BATCH, store.FLUSH = 1, 2
+encode, encoded = CLIPBackbone.encode_image_layers, []
+
+def dying(self, x):
+    if len(encoded) == 1 + 5:  # the first, for the shape, is blank
+        os.kill(os.getpid(), signal.SIGKILL)
+    encoded.append(x)
+    return encode(self, x)
+
+CLIPBackbone.encode_image_layers = dying
+hparams = {"data_augmentation": True, "clip_transform": True, "clip_backbone": "emoji"}
+photos = datasets.PACS(sys.argv[1], [0], hparams)[2]
+store.open_features(photos, load_clip("emoji"), Path(sys.argv[2]))
+"""
+
+
+def test_a_killed_extraction_continues(
+    photos, backbone, pacs, tmp_path, count, monkeypatch
+):
+    store = tmp_path / "store"
+    command = [sys.executable, "-c", KILLED, str(pacs), str(store)]
+    ended = subprocess.run(command, stderr=subprocess.PIPE)
+    assert ended.returncode == -9, ended.stderr
+    (entry,) = entries(store)
+    assert (entry.whole, entry.done, entry.is_locked()) == (False, 4, False)
+    monkeypatch.setattr(store, "BATCH", 1)
+    resumed = open_features(photos, backbone, store)
+    assert count() == 6
+    whole = open_features(photos, backbone, tmp_path / "whole")
+    assert np.array_equal(resumed.z, whole.z)
+    assert [entry.whole for entry in entries(store)] == [True]
+
+
+def test_only_what_is_known_to_be_done_is_kept(photos, backbone, tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "BATCH", 1)
+    whole = np.array(open_features(photos, backbone, tmp_path).z)
+    (entry,) = entries(tmp_path)
+    for name, content in (("rows", "4"), ("rows", ""), ("z.npy", ""), ("y.npy", "x")):
+        z = np.lib.format.open_memmap(entry.path / "z.npy", "r+")
+        z[4:] = 0
+        entry.path.rename(entry.part)
+        (entry.part / "rows").write_text("4")
+        (entry.part / name).write_text(content)
+        assert np.array_equal(open_features(photos, backbone, tmp_path).z, whole)
+
+
+@contextlib.contextmanager
+def largest_file(size):
+    """Files can be no larger inside, as on a disk without room."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_found_before_anything_is_computed(
+    photos, backbone, tmp_path, count
+):
+    with largest_file(8192), pytest.raises(InputError, match=r"\(File too large\)"):
+        open_features(photos, backbone, tmp_path / "store")
+    assert count() == 1  # a blank image, for the shape
+    assert not entries(tmp_path / "store")
+
+
+def test_space_is_reserved_not_only_promised(photos, backbone, tmp_path, monkeypatch):
+    def full(file, offset, length):
+        assert length == os.fstat(file).st_size > 10 * 8 * 128 * 2
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(InputError, match=r"No space left on device.*--feature_dir"):
+        open_features(photos, backbone, tmp_path / "store")
+    assert not entries(tmp_path / "store")
+
+
+def test_a_disk_that_fills_later_is_an_error_that_can_be_mended(
+    photos, backbone, tmp_path, monkeypatch
+):
+    """A quota is looked at when the file is written; through a map that would kill."""
+    encode = type(backbone).encode_image_layers
+    monkeypatch.setattr(store, "BATCH", 2)
+    monkeypatch.setattr(store, "FLUSH", 2)
+    with contextlib.ExitStack() as limit:
+
+        def filling(self, x):
+            if len(x) == 2:  # not the blank one
+                limit.enter_context(largest_file(8192))
+            return encode(self, x)
+
+        monkeypatch.setattr(type(backbone), "encode_image_layers", filling)
+        with pytest.raises(InputError, match="File too large"):
+            open_features(photos, backbone, tmp_path / "store")
+    monkeypatch.setattr(type(backbone), "encode_image_layers", encode)
+    (entry,) = entries(tmp_path / "store")
+    assert not entry.whole
+    resumed = open_features(photos, backbone, tmp_path / "store")
+    whole = open_features(photos, backbone, tmp_path / "whole")
+    assert np.array_equal(resumed.z, whole.z)
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_a_read_only_store_is_read_but_not_written(
+    photos, backbone, tmp_path, monkeypatch, number
+):
+    open_features(photos, backbone, tmp_path)
+
+    def refuse(*args, **kwargs):
+        raise OSError(number, os.strerror(number))
+
+    for function in ("utime", "open", "mkdir", "rename"):
+        monkeypatch.setattr(os, function, refuse)
+    assert len(open_features(photos, backbone, tmp_path)) == 10
+    with pytest.raises(InputError, match=f"{os.strerror(number)}.*--feature_dir"):
+        open_features(photos, backbone, tmp_path, "float32")
+
+
+def test_a_file_is_no_store(photos, backbone, tmp_path):
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "store"):
+        with pytest.raises(InputError, match="cannot store layer features in"):
+            open_features(photos, backbone, folder)
+
+
+def cut(path):
+    os.truncate(path, path.stat().st_size - 1)
+
+
+def spoil_label(path):
+    np.save(path, np.full(10, 2))
+
+
+def rename_class(path):
+    path.write_text(path.read_text().replace("house", "horse"))
+
+
+def other_numbers(path):
+    np.save(path, np.load(path).astype("float32"))
+
+
+@pytest.mark.parametrize(
+    "name, damage",
+    [
+        ("z.npy", cut),
+        ("z.npy", lambda path: path.write_text("")),
+        ("z.npy", lambda path: path.write_text("PK\3\4")),
+        ("z.npy", other_numbers),
+        ("z.npy", os.unlink),
+        ("y.npy", cut),
+        ("y.npy", spoil_label),
+        ("facts.json", os.unlink),
+        ("facts.json", lambda path: path.write_text("{")),
+        ("facts.json", lambda path: path.write_text("[]")),
+        ("facts.json", lambda path: path.write_bytes(b"\xff")),
+        ("facts.json", rename_class),
+    ],
+)
+def test_a_damaged_entry_says_what_to_do(photos, backbone, tmp_path, name, damage):
+    open_features(photos, backbone, tmp_path)
+    (entry,) = entries(tmp_path)
+    damage(entry.path / name)
+    with pytest.raises(InputError) as raised:
+        open_features(photos, backbone, tmp_path)
+    sentence = str(raised.value)
+    assert sentence.startswith(f"the stored features in {entry.path} are damaged (")
+    assert name in sentence
+    assert f"domainbed.scripts.features prune --feature_dir {tmp_path} " in sentence
+    assert "\n" not in sentence
+
+
+def test_features_of_an_adapted_tower_have_their_own_entry(photos, backbone, tmp_path):
+    for extra in ("transformers", "peft", "bitsandbytes"):
+        pytest.importorskip(extra, reason="needs the extra qlora")
+    hparams = default_hparams("QLoRACLIP", "EmojiDG") | {"quant": "none"}
+    hparams["class_names"] = ["dog", "house"]
+    qlora = get_algorithm_class("QLoRACLIP")((3, 48, 48), 2, 3, hparams).backbone
+    adapted = open_features(photos, qlora.freeze(), tmp_path)  # adapters start at 0
+    plain = open_features(photos, backbone, tmp_path)
+    assert len(entries(tmp_path)) == 2
+    assert np.allclose(adapted.z, plain.z, atol=0.02)
+
+
+def test_memory_does_not_grow_with_the_store(photos, backbone, tmp_path):
+    """Nothing on the way to a batch reads more of z than the batch."""
+    if not Path("/proc/self/status").exists():
+        pytest.skip("needs Linux's account of memory")
+    facts = describe(photos, backbone, "float16") | {"images": 200_000}
+    entry = Entry(tmp_path / key_of(facts))
+    entry.path.mkdir()
+    (entry.path / "facts.json").write_text(json.dumps(facts))
+    np.save(entry.path / "y.npy", np.zeros(200_000, int))
+    path = entry.path / "z.npy"
+    shape = (200_000, 12, 1536)
+    np.lib.format.open_memmap(path, "w+", "float16", shape)[[5, -1]] = 1
+    if path.stat().st_blocks * 512 > 1e9:
+        pytest.skip("the file system knows no holes in files")
+
+    def own_memory():
+        status = Path("/proc/self/status").read_text()
+        return 1024 * int(status.split("RssAnon:")[1].split()[0])
+
+    before = own_memory()
+    z, y = entry.arrays()
+    stored = StoredFeatures(z, y, range(len(z))).subset(range(5, 200_000))
+    first, _ = stored.gather(range(1024))
+    batches = [stored.gather([i, -1 - i])[0] for i in range(32)]
+    assert isinstance(stored.z, np.memmap)
+    assert first[0].eq(1).all() and batches[0].eq(1).all() and not first[1:].any()
+    assert path.stat().st_size > 7e9
+    assert own_memory() - before < 2e8
+
+
+def test_an_interrupted_extraction_continues(
+    photos, backbone, tmp_path, count, monkeypatch
+):
+    monkeypatch.setattr(store, "BATCH", 1)
+    whole = np.array(open_features(photos, backbone, tmp_path / "whole").z)
+    broken = datasets.PACS(photos.root + "/../..", [0], CLIP)[2]
+    path = Path(broken.samples[8][0])
+    picture, times = path.read_bytes(), path.stat()
+
+    def spoil(content):
+        path.write_bytes(content)
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+    monkeypatch.setattr(store, "FLUSH", 4)
+    spoil(b"x" * len(picture))
+    with pytest.raises(InputError, match="cannot read the image"):
+        open_features(photos, backbone, tmp_path / "cut")
+    (entry,) = entries(tmp_path / "cut")
+    assert (entry.whole, entry.done) == (False, 8)
+    spoil(picture)
+    before = count()
+    resumed = open_features(photos, backbone, tmp_path / "cut")
+    assert count() - before == 2
+    assert np.array_equal(resumed.z, whole)
+    assert not list((tmp_path / "cut").glob("*/rows"))
+
+
+def test_one_extracts_while_others_wait(photos, backbone, tmp_path, count, capsys):
+    made = []
+    threads = [
+        threading.Thread(
+            target=lambda: made.append(open_features(photos, backbone, tmp_path))
+        )
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert count() == 11
+    assert len(made) == 4
+    assert "waiting for the process that writes" in capsys.readouterr().err
+
+
+def test_features_are_kept_with_the_data_where_that_can_be(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    data = tmp_path / "data"
+    data.mkdir()
+    assert store.default_feature_dir(str(data)) == data / "features"
+    cache = tmp_path / "home" / ".cache" / "domainbed" / "features"
+    assert store.default_feature_dir(None) == cache
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    assert store.default_feature_dir(str(data)) == cache
+
+
+def test_an_unknown_dtype_is_named(photos, backbone, tmp_path):
+    with pytest.raises(InputError, match="feature_dtype is 'int8'; it can be float16"):
+        open_features(photos, backbone, tmp_path, "int8")
+
+
+@pytest.mark.parametrize("dtype, rtol", [("float32", 1e-4), ("float16", 1e-2)])
+def test_runs_from_pixels_and_from_the_store_agree(pacs, tmp_path, dtype, rtol):
+    hparams = {"clip_backbone": "emoji", "feature_dtype": dtype, "batch_size": 2}
+    flags = ["--dataset", "PACS", "--data_dir", str(pacs), "--algorithm", "LFA"]
+    flags += ["--hparams", json.dumps(hparams)]
+
+    def losses(*more):
+        run = training.Run(train.parse_args([*flags, *more]))
+        batches = zip(*run.loaders("in"), strict=True)
+        values = [run.algorithm.update(next(batches))["loss"] for _ in range(50)]
+        return values, run.evaluate()
+
+    from_store, accuracies = losses()
+    assert list((pacs / "features").glob("*/z.npy"))
+    from_pixels, expected = losses("--no_feature_store")
+    assert from_store == pytest.approx(from_pixels, rel=rtol)
+    assert accuracies == expected

@@ -1,0 +1,62 @@
+"""What tests share: small data folders, the contract's sweeps, runs to compare."""
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+CONTRACT = Path(__file__).parent / "golden" / "contract"
+
+
+def make_image_folder(
+    root: Path, environments: list[str], classes: list[str], n: int = 5
+) -> Path:
+    """root/environment/class/i.png, n random 24 x 20 pictures in each class."""
+    rng = np.random.RandomState(0)
+    for environment in environments:
+        for name in classes:
+            folder = root / environment / name
+            folder.mkdir(parents=True)
+            for i in range(n):
+                pixels = rng.randint(0, 256, (20, 24, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    return root
+
+
+def unpacked_sweep(name: str, folder: Path) -> Path:
+    """The contract's sample sweep of that name, as result folders."""
+    with gzip.open(CONTRACT / f"{name}.json.gz") as file:
+        runs = json.load(file)
+    for run, text in runs.items():
+        (folder / run).mkdir(parents=True)
+        (folder / run / "results.jsonl").write_text(text)
+        (folder / run / "done").write_text("done")
+    return folder
+
+
+FLAGS = ["--dataset", "Debug28", "--steps", "9", "--checkpoint_freq", "4"]
+FLAGS += ["--num_workers", "0"]
+SMALL = '{"batch_size": 4}'
+
+
+def command(folder, *flags, algorithm="LFA"):
+    own = [*FLAGS, "--algorithm", algorithm, "--hparams", SMALL]
+    return [*own, "--output_dir", str(folder), *flags]
+
+
+def lines(folder):
+    """results.jsonl without what differs between two equal runs."""
+    records = []
+    for line in (folder / "results.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        for name in ("step_time", "mem_gb"):
+            del record[name]
+        del record["args"]["output_dir"]
+        records.append(json.dumps(record, sort_keys=True))
+    return records
+
+
+class Interrupted(Exception):
+    """What stands for a kill: nothing of the run goes on after it."""
