@@ -14,15 +14,49 @@ import torch.nn.functional as F
 from torch import nn
 
 from domainbed import networks
-from domainbed.backbones import default_clip
+from domainbed.backbones import Kind, default_clip
+from domainbed.lib import state
 from domainbed.lib.registry import Registry
 
 Minibatches = list[tuple[torch.Tensor, torch.Tensor]]
 Draw = Callable[[np.random.RandomState], Any]
 HparamRows = dict[str, tuple[Any, Draw | None]]
 
-REGISTRY = Registry("algorithm")
+Objective = tuple[torch.Tensor, dict[str, torch.Tensor | float]]
+
+# The order of ALGORITHMS and so of every table: upstream's, then this project's.
+ORDER = tuple(
+    """
+    ERM ERMPlusPlus Fish IRM GroupDRO Mixup MLDG CORAL MMD DANN CDANN MTL SagNet ARM
+    VREx RSC SD ANDMask SANDMask IGA SelfReg Fishr TRM IB_ERM IB_IRM CAD CondCAD
+    Transfer CausIRL_CORAL CausIRL_MMD EQRM RDM ADRMX URM
+
+    DeiT HViT
+    ZeroShotCLIP ZeroShotCLIPName LinearProbeCLIP LFA DPLCLIP QLoRACLIP QLoRALFA
+    LinearERM FineTuneCLIP MIRO
+    """.split()  # noqa: SIM905
+)
+
+REGISTRY = Registry("algorithm", ORDER)
 register = REGISTRY.register
+
+
+# Attributes of an algorithm that a state leaves out: configuration, or the run's.
+NO_STATE = ("hparams", "given", "step")
+
+
+def all_of(minibatches: Minibatches) -> tuple[torch.Tensor, torch.Tensor]:
+    """All domains' x and y, one after another."""
+    x, y = zip(*minibatches, strict=True)
+    return torch.cat(x), torch.cat(y)
+
+
+def plain_numbers(logged: dict[str, torch.Tensor | float]) -> dict[str, float]:
+    """What `update` returns."""
+    return {
+        name: value.item() if isinstance(value, torch.Tensor) else value
+        for name, value in logged.items()
+    }
 
 
 def get_algorithm_class(name: str) -> type["Algorithm"]:
@@ -51,10 +85,13 @@ class Algorithm(nn.Module):
     """
 
     MAX_STEPS: int | None = None  # training ends after so many steps at the latest
-    TAKES_FEATURES = False  # x may be layer features of a frozen CLIP, (B, L, D)
+    TAKES_FEATURES = False  # instead of images it can take its `stored_kind`
     BATCH_MATTERS = False  # what `predict` says of an item depends on its batch
     AFTER: tuple[str, ...] = ()  # in a sweep, these algorithms' runs end before it
     ALIASES: tuple[str, ...] = ()  # further names under which it is found
+
+    given = "images"  # what x is: set by the run, "images" or the name of `stored_kind`
+    step = 0  # set by the run before each update: the steps that were taken before it
 
     def __init__(
         self,
@@ -93,10 +130,40 @@ class Algorithm(nn.Module):
         """Logits (B, C)."""
         raise NotImplementedError
 
+    @property
+    def stored_kind(self) -> Kind:
+        """What it can take instead of images, made of them by a frozen tower."""
+        raise NotImplementedError
+
+    def evaluated(self, step: int, accuracies: dict[str, float]) -> None:
+        """Called after each evaluation, before the state is saved.
+
+        `accuracies` are the record's, by the names of its splits (`env0_in_acc`, ...).
+        """
+
+    def training_state(self) -> dict[str, Any]:
+        """All that a new object of the same arguments needs to go on from here.
+
+        The module, every optimiser and scheduler wherever it hangs, plain counters: of
+        tensors and plain types.
+        """
+        return state.training_state(self, NO_STATE)
+
+    def load_training_state(self, saved: dict[str, Any]) -> None:
+        """Go on from a `training_state`; buffers come back in the shape they had."""
+        state.load_training_state(self, saved, NO_STATE)
+
+    def load_state_dict(self, state_dict, *args, **kwargs):
+        state.fit_buffers(self, state_dict)
+        return super().load_state_dict(state_dict, *args, **kwargs)
+
 
 @register
 class ERM(Algorithm):
-    """Empirical risk minimisation (Vapnik, 1998): all domains' examples together."""
+    """Empirical risk minimisation (Vapnik, 1998): all domains' examples together.
+
+    What differs by its objective only defines `loss`.
+    """
 
     def __init__(self, input_shape, num_classes, num_domains, hparams):
         super().__init__(input_shape, num_classes, num_domains, hparams)
@@ -117,19 +184,25 @@ class ERM(Algorithm):
         return super().hparam_rows(dataset) | {
             "pretrained": (not dataset.startswith("Debug"), None),
             "backbone": ("", None),  # a timm model's name; without one, a ResNet
-            "mlp_width": (256, None),  # of the network that takes vectors
-            "mlp_depth": (3, None),
-            "mlp_dropout": (0.0, None),
+            # Of the network that takes vectors, 0 layers meaning the vectors as they
+            # are; None: as the mlp_ rows of a method that has these, else 256, 3, 0.
+            "vector_width": (None, None),
+            "vector_depth": (None, None),
+            "vector_dropout": (None, None),
         }
 
-    def update(self, minibatches, unlabeled=None):
-        x = torch.cat([x for x, _ in minibatches])
-        y = torch.cat([y for _, y in minibatches])
+    def loss(self, minibatches: Minibatches) -> Objective:
+        """What a step lowers, and what is logged, `loss` among it."""
+        x, y = all_of(minibatches)
         loss = F.cross_entropy(self.predict(x), y)
+        return loss, {"loss": loss}
+
+    def update(self, minibatches, unlabeled=None):
+        objective, logged = self.loss(minibatches)
         self.optimizer.zero_grad()
-        loss.backward()
+        objective.backward()
         self.optimizer.step()
-        return {"loss": loss.item()}
+        return plain_numbers(logged)
 
     def predict(self, x):
         return self.network(x)

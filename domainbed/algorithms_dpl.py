@@ -32,6 +32,7 @@ class DPLCLIP(CLIPAlgorithm):
     """
 
     BATCH_MATTERS = True
+    RECORDABLE = True
 
     @classmethod
     def hparam_rows(cls, dataset):

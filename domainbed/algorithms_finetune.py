@@ -16,7 +16,6 @@ from torch import nn
 from domainbed.algorithms import register
 from domainbed.algorithms_lfa import CLIPAlgorithm, unit
 from domainbed.backbones import image_blocks
-from domainbed.lib.errors import InputError
 
 
 class ClassifierCLIP(CLIPAlgorithm):
@@ -66,15 +65,6 @@ class TrainedTower(ClassifierCLIP):
     def build(self):
         super().build()
         self.tower = copy.deepcopy(self.backbone.model.visual).requires_grad_()
-
-    def images(self, x: torch.Tensor) -> torch.Tensor:
-        """Images as CLIP takes them; InputError if x is layer features."""
-        if x.ndim == 3:
-            raise InputError(
-                f"{type(self).__name__} trains its image tower and needs images; layer "
-                "features of a frozen tower would not change with it."
-            )
-        return x if self.hparams["clip_transform"] else self.backbone.from_imagenet(x)
 
     def features(self, x):
         """Embeddings (B, E), with gradients into the tower."""

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from domainbed.algorithms import Algorithm, Minibatches, register
-from domainbed.backbones import CLIPBackbone, default_clip, load_clip
+from domainbed.backbones import CLIPBackbone, Kind, default_clip, load_clip
 from domainbed.lib.cuda_graph import GraphedStep
 from domainbed.lib.errors import InputError
 
@@ -73,6 +73,11 @@ class CLIPAlgorithm(Algorithm):
 
     TAKES_FEATURES = True
 
+    # Whether a GPU may record a step from stored features and replay it. A recording
+    # repeats the Python of one step: counters, schedules and branches stay as they
+    # were. So each class says it of its own steps; it is not inherited.
+    RECORDABLE = False
+
     def __init__(self, input_shape, num_classes, num_domains, hparams):
         super().__init__(input_shape, num_classes, num_domains, hparams)
         self.num_classes = num_classes
@@ -93,7 +98,8 @@ class CLIPAlgorithm(Algorithm):
         self.build()
         trainable = [p for p in self.parameters() if p.requires_grad]
         self.optimizer = self.make_optimizer(trainable) if trainable else None
-        self.graphed_step = GraphedStep(self.take_step)
+        recordable = vars(type(self)).get("RECORDABLE", False)
+        self.graphed_step = GraphedStep(self.take_step, self.optimizer, recordable)
 
     @classmethod
     def hparam_rows(cls, dataset):
@@ -139,11 +145,26 @@ class CLIPAlgorithm(Algorithm):
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
         """z (B, L, D) of images (B, channels, height, width); x itself if it is z."""
-        if x.ndim == 3:
+        if self.given != "images":
             return x
-        if not self.hparams["clip_transform"]:
-            x = self.backbone.from_imagenet(x)
-        return self.backbone.encode_image_layers(x)  # no graph: its weights are frozen
+        return self.backbone.encode_image_layers(self.images(x))
+
+    def images(self, x: torch.Tensor) -> torch.Tensor:
+        """Images as CLIP takes them; InputError if x are none."""
+        if x.ndim != 4:
+            frozen = self.TAKES_FEATURES
+            what = (
+                "was told no kind of features" if frozen else "trains its image tower"
+            )
+            raise InputError(
+                f"{type(self).__name__} {what} and needs images (B, channels, H, W), "
+                f"not {tuple(x.shape)}."
+            )
+        return x if self.hparams["clip_transform"] else self.backbone.from_imagenet(x)
+
+    @property
+    def stored_kind(self) -> Kind:
+        return self.backbone.class_tokens
 
     def loss(self, minibatches: Minibatches) -> torch.Tensor:
         """What a step lowers: cross-entropy over all domains' examples together."""
@@ -153,8 +174,7 @@ class CLIPAlgorithm(Algorithm):
 
     def update(self, minibatches, unlabeled=None):
         tensors = [tensor for pair in minibatches for tensor in pair]
-        stored = minibatches[0][0].ndim == 3
-        step = self.graphed_step if stored else self.take_step
+        step = self.take_step if self.given == "images" else self.graphed_step
         return {"loss": step(*tensors).item()}
 
     def take_step(self, *tensors: torch.Tensor) -> torch.Tensor:
@@ -216,6 +236,7 @@ class LinearProbeCLIP(CLIPAlgorithm):
     """
 
     ALIASES = ("LPCLIP",)
+    RECORDABLE = True
 
     @classmethod
     def hparam_rows(cls, dataset):
@@ -262,6 +283,7 @@ class LFA(CLIPAlgorithm):
     """
 
     ALIASES = ("CLIP_LFA",)
+    RECORDABLE = True
 
     @classmethod
     def hparam_rows(cls, dataset):

@@ -58,14 +58,6 @@ class QLoRACLIP(CLIPAlgorithm):
     def build(self):
         del self.text_features  # the text tower trains: encoded anew at every step
 
-    def features(self, x):
-        if x.ndim == 3:
-            raise InputError(
-                "QLoRACLIP tunes the image tower, so it needs images and cannot use "
-                "stored layer features."
-            )
-        return super().features(x)
-
     def logits(self, z):
         t = self.backbone.encode_text_layers(self.prompts)  # (C, L, W)
         image = unit(z[:, -1] @ self.backbone.image_projection)
@@ -84,6 +76,7 @@ class QLoRALFA(LFA):
     """
 
     ALIASES = ("CLIP_QLoRA_LFA",)
+    RECORDABLE = True
     AFTER = ("QLoRACLIP",)  # a sweep runs those to their end before it
 
     @classmethod

@@ -29,12 +29,33 @@ def Featurizer(input_shape: tuple[int, ...], hparams: dict[str, Any]) -> nn.Modu
                 f"the backbone {hparams['backbone']!r} takes images, not vectors; "
                 "leave hyperparameter input at 'images'."
             )
-        return MLP(input_shape[0], hparams.get("mlp_width", 256), hparams)
+        return vector_network(input_shape[0], hparams)
     if hparams.get("backbone"):
         return TimmModel(input_shape, hparams)
     if input_shape[1:] == (28, 28):
         return MNIST_CNN(input_shape)
     return ResNet(input_shape, hparams)
+
+
+def vector_network(n_inputs: int, hparams: dict[str, Any]) -> nn.Module:
+    """An MLP of the rows vector_*; without a value, of mlp_* as upstream's has it."""
+    rows = {
+        f"mlp_{name}": hparams[f"vector_{name}"]
+        for name in ("width", "depth", "dropout")
+        if hparams.get(f"vector_{name}") is not None
+    }
+    if rows.get("mlp_depth") == 0:
+        return Vectors(n_inputs)
+    rows = hparams | rows
+    return MLP(n_inputs, rows.get("mlp_width", 256), rows)
+
+
+class Vectors(nn.Identity):
+    """Vectors (B, n_outputs) as they are."""
+
+    def __init__(self, n_outputs: int):
+        super().__init__()
+        self.n_outputs = n_outputs
 
 
 def Classifier(

@@ -24,7 +24,7 @@ import torch
 from torch.utils.data import Dataset, Subset
 
 from domainbed import algorithms, datasets, hparams_registry
-from domainbed.backbones import CLIPBackbone, load_clip
+from domainbed.backbones import CLIPBackbone, Kind, load_clip
 from domainbed.features.store import (
     StoredFeatures,
     default_feature_dir,
@@ -173,10 +173,12 @@ class Run:
             projection = own if self.input == "features" else None
             return [Vectors(stored, projection) for stored in self.open_features()]
         if self.algorithm.TAKES_FEATURES and self.hparams["clip_transform"] and stores:
-            return self.open_features()
+            kind = self.algorithm.stored_kind
+            self.algorithm.given = kind.name
+            return self.open_features(kind)
         return None
 
-    def open_features(self) -> list[StoredFeatures]:
+    def open_features(self, kind: Kind | None = None) -> list[StoredFeatures]:
         """Every environment's entry in the feature store."""
         return [
             open_features(
@@ -186,6 +188,7 @@ class Run:
                 self.hparams["feature_dtype"],
                 self.workers(1),
                 self.args.strict_fingerprint,
+                kind,
             )
             for environment in self.dataset
         ]

@@ -221,7 +221,7 @@ def vit_b16():
     ],
 )
 def test_parameter_counts_of_vit_b16(name, hparams, count, vit_b16, monkeypatch):
-    monkeypatch.setattr(backbones, "read_clip", lambda name: vit_b16)
+    monkeypatch.setattr(backbones.clip, "read_clip", lambda name: vit_b16)
     text = torch.zeros(len(NAMES), 12, 512)
     monkeypatch.setattr(
         backbones.CLIPBackbone, "encode_text_layers", lambda self, prompts: text
@@ -238,6 +238,7 @@ def test_images_and_their_features_train_alike():
     minibatches = batches()
     from_images, from_features = make("LFA", lr=0.1), make("LFA", lr=0.1)
     stored = [(from_features.features(x), y) for x, y in minibatches]
+    from_features.given = from_features.stored_kind.name
     for _ in range(3):
         losses = [from_images.update(minibatches), from_features.update(stored)]
         assert losses[0]["loss"] == pytest.approx(losses[1]["loss"], rel=1e-5)

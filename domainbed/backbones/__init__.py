@@ -6,7 +6,9 @@ from domainbed.backbones.clip import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     CLIPBackbone,
+    Kind,
     VisionTransformer,
+    attend,
     clip_transform,
     default_clip,
     fingerprint_of,
@@ -14,6 +16,7 @@ from domainbed.backbones.clip import (
     image_blocks,
     load_clip,
     read_clip,
+    run_block,
 )
 
 __all__ = [
@@ -22,7 +25,9 @@ __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "CLIPBackbone",
+    "Kind",
     "VisionTransformer",
+    "attend",
     "clip_transform",
     "default_clip",
     "fingerprint_of",
@@ -30,4 +35,5 @@ __all__ = [
     "image_blocks",
     "load_clip",
     "read_clip",
+    "run_block",
 ]

@@ -1,7 +1,12 @@
 """CLIP towers that return the features of every layer.
 
-Letters: B images, C prompts, L layers, T tokens, D image width, W text width, E joint
+Letters: B images, C prompts, L layers, N tokens, D image width, W text width, E joint
 embedding. OpenAI's code: https://github.com/openai/CLIP (on PyPI as clip-anytorch).
+
+For methods that work inside a tower everything is batch first: `embed_image`,
+`image_states`, `text_states` and `image_embedding` of the backbone, and two functions,
+`run_block` and `attend`, from which a method writes its own block. Nothing is wrapped
+in no_grad: frozen weights and plain images make no graph.
 """
 
 import copy
@@ -9,11 +14,12 @@ import functools
 import hashlib
 import urllib.error
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torchvision.transforms import Compose, Normalize
 from torchvision.transforms.functional import InterpolationMode, resize
@@ -24,10 +30,17 @@ with warnings.catch_warnings():  # clip imports pkg_resources, which says it is 
     warnings.simplefilter("ignore")
     import clip as openai_clip
     from clip import tokenize
-    from clip.model import CLIP, VisionTransformer
+    from clip.model import CLIP, ResidualAttentionBlock, VisionTransformer
 
 EMOJI_CLIP = Path(__file__).parents[1] / "assets" / "emoji_clip.pt"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Kind(NamedTuple):
+    """What a frozen tower makes of images, and what can be stored instead of them."""
+
+    name: str  # a fact of the store's key
+    encode: Callable[[torch.Tensor], torch.Tensor]  # (B, 3, H, W) -> (B, *shape)
 
 
 class CLIPBackbone(nn.Module):
@@ -85,12 +98,40 @@ class CLIPBackbone(nn.Module):
         layers = [tokens[0] for tokens in image_blocks(visual, visual.conv1(x))]
         return visual.ln_post(torch.stack(layers, 1))
 
+    @property
+    def class_tokens(self) -> Kind:
+        """z of `encode_image_layers`, as a kind that can be stored."""
+        return Kind("all", self.encode_image_layers)
+
+    def embed_image(self, x: torch.Tensor) -> torch.Tensor:
+        """x_0 (B, N, D): the tokens before the first block, after ln_pre."""
+        return embed_patches(self.model.visual, self.model.visual.conv1(x))
+
+    def image_states(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """[x_0, ..., x_L], the tokens before and after every block, (B, N, D) each."""
+        return states(self.model.visual.transformer.resblocks, self.embed_image(x))
+
+    def image_embedding(self, token: torch.Tensor) -> torch.Tensor:
+        """e (B, E) of last-block class tokens (B, D): through ln_post and projected."""
+        return self.model.visual.ln_post(token) @ self.image_projection
+
+    def text_states(
+        self, prompts: list[str]
+    ) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """[F_0, ..., F_L], (C, N, W) each, and where each prompt ends, (C,).
+
+        N is the longest prompt's number of tokens.
+        """
+        embeddings, eot = self.embed_prompts(prompts)
+        start = embeddings + self.model.positional_embedding[: embeddings.shape[1]]
+        return states(self.model.transformer.resblocks, start), eot
+
     def encode_text_layers(self, prompts: list[str]) -> torch.Tensor:
         """t (C, L, W): the end-of-text token after every block, through ln_final."""
         return self.encode_prompts(*self.embed_prompts(prompts))
 
     def embed_prompts(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token embeddings (C, T, W) and where each prompt ends, (C,).
+        """Token embeddings (C, N, W) and where each prompt ends, (C,).
 
         Cut after the last end: attention is causal, what stands behind changes nothing.
         """
@@ -107,7 +148,7 @@ class CLIPBackbone(nn.Module):
     def encode_prompts(
         self, embeddings: torch.Tensor, eot: torch.Tensor
     ) -> torch.Tensor:
-        """t (C, L, W) of token embeddings (C, T, W) that end at `eot` (C,).
+        """t (C, L, W) of token embeddings (C, N, W) that end at `eot` (C,).
 
         The weights are frozen, but gradients flow to the embeddings.
         """
@@ -180,16 +221,73 @@ def forgive_missing_weights(module: nn.Module, incompatible: Any) -> None:
     missing[:] = [key for key in missing if key[key.find("model.") :] not in frozen]
 
 
+def embed_patches(visual: VisionTransformer, patches: torch.Tensor) -> torch.Tensor:
+    """x_0 (B, N, D) of what the tower's first convolution makes, (B, D, h, w)."""
+    start = visual.class_embedding.expand(len(patches), 1, -1)
+    tokens = torch.cat([start, patches.flatten(2).transpose(1, 2)], 1)
+    return visual.ln_pre(tokens + visual.positional_embedding)
+
+
+def states(blocks: Iterable[nn.Module], start: torch.Tensor) -> list[torch.Tensor]:
+    """The tokens (B, N, D) at the start and after each block."""
+    tokens = [start]
+    for block in blocks:
+        tokens.append(run_block(block, tokens[-1]))
+    return tokens
+
+
+def run_block(block: ResidualAttentionBlock, x: torch.Tensor) -> torch.Tensor:
+    """CLIP's own block on tokens (B, N, D), any N."""
+    return block(x.transpose(0, 1)).transpose(0, 1)
+
+
+def attend(
+    block: ResidualAttentionBlock,
+    q: torch.Tensor,
+    kv: torch.Tensor,
+    prefix: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """The block's attention with its output projection, (B, Q, D).
+
+    q (B, Q, D) asks kv (B, K, D); both are projected by the block's weights, and in a
+    causal block q are the last Q of the K positions. `prefix` is (keys, values),
+    (l, D) each, as they stand before the projected ones.
+    """
+    attn = block.attn
+    w_q, w_k, w_v = attn.in_proj_weight.chunk(3)
+    b_q, b_k, b_v = attn.in_proj_bias.chunk(3)
+    query, key, value = (
+        F.linear(q, w_q, b_q),
+        F.linear(kv, w_k, b_k),
+        F.linear(kv, w_v, b_v),
+    )
+    mask = None
+    if block.attn_mask is not None:
+        n_q, n_k = query.shape[1], key.shape[1]
+        mask = block.attn_mask[:n_k, :n_k][-n_q:].to(query)
+    if prefix is not None:
+        key, value = (
+            torch.cat([own.expand(len(kv), -1, -1), projected], 1)
+            for own, projected in zip(prefix, (key, value), strict=True)
+        )
+        if mask is not None:
+            mask = F.pad(mask, (len(prefix[0]), 0))
+    heads = (
+        t.unflatten(2, (attn.num_heads, -1)).transpose(1, 2)
+        for t in (query, key, value)
+    )
+    pooled = F.scaled_dot_product_attention(*heads, attn_mask=mask)
+    return attn.out_proj(pooled.transpose(1, 2).flatten(2))
+
+
 def image_blocks(
     visual: VisionTransformer, patches: torch.Tensor
 ) -> Iterator[torch.Tensor]:
-    """The tokens (T, B, D) after each block, the class token first.
+    """The tokens (N, B, D) after each block, the class token first.
 
     `patches` is what the tower's first convolution makes of images, (B, D, h, w).
     """
-    start = visual.class_embedding.expand(len(patches), 1, -1)
-    tokens = torch.cat([start, patches.flatten(2).transpose(1, 2)], 1)
-    tokens = visual.ln_pre(tokens + visual.positional_embedding).transpose(0, 1)
+    tokens = embed_patches(visual, patches).transpose(0, 1)
     for block in visual.transformer.resblocks:
         tokens = block(tokens)
         yield tokens

@@ -54,6 +54,7 @@ class Model:
             stores = stores and not self.args.get("no_feature_store")
             takes_them = self.algorithm.TAKES_FEATURES
             if stores and takes_them and self.hparams["clip_transform"]:
+                self.algorithm.given = self.algorithm.stored_kind.name
                 images = self.stored(images)
             self._items[env] = images
         return self._items[env]
@@ -67,6 +68,7 @@ class Model:
             Path(folder or default_feature_dir(self.args["data_dir"])),
             self.hparams["feature_dtype"],
             strict=bool(self.args.get("strict_fingerprint")),
+            kind=self.algorithm.stored_kind,
         )
 
     def item(self, env: int, index: int) -> torch.Tensor:
@@ -74,11 +76,14 @@ class Model:
         return self.to_device(self.items(env)[index][0][None])
 
     def read(self, image: Image.Image) -> torch.Tensor:
-        """What the algorithm takes of any picture: x (1, 3, H, W)."""
+        """What the algorithm takes of any picture: x (1, ...)."""
         transform = datasets.EVALUATE
         if self.hparams["clip_transform"]:
             transform = clip_transform(self.hparams["clip_backbone"])
-        return self.to_device(transform(image)[None])
+        x = self.to_device(transform(image)[None])
+        if self.algorithm.given == "images":
+            return x
+        return self.algorithm.stored_kind.encode(x)
 
     def to_device(self, x: torch.Tensor) -> torch.Tensor:
         return x.to(self.algorithm.backbone.scale.device)

@@ -66,6 +66,7 @@ CLIP_FAMILIES = {
 }
 ALGORITHMS.extend(CLIP_FAMILIES)
 HparamRows, Minibatches = dict, list  # what the families annotate with
+Algorithm.given, Algorithm.step = "images", 0  # what they are told here
 
 
 def register(cls):

@@ -2,7 +2,7 @@
 
     <feature_dir>/<key>/        the entry of one environment, whole
         facts.json    all that its features depend on; the key digests it
-        z.npy         layer features (N, L, D), in the environment's order
+        z.npy         features (N, *shape), in the environment's order
         y.npy         labels (N,), places in the facts' classes
     <feature_dir>/<key>.part/   the same while it is being extracted, and
         rows          how many images are done
@@ -75,11 +75,11 @@ class Entry:
         return facts
 
     def arrays(self) -> tuple[np.memmap, np.ndarray]:
-        """z (N, L, D), a memory map, and y (N,); DamagedError if they do not fit."""
+        """z (N, *shape), a memory map, and y (N,); DamagedError if they do not fit."""
         z, y = (self._map(name) for name in ("z.npy", "y.npy"))
         n, dtype = self.facts["images"], self.facts["dtype"]
-        if z.ndim != 3 or (len(z), str(z.dtype)) != (n, dtype):
-            found = f"{z.shape} {z.dtype}, not ({n}, layers, width) {dtype}"
+        if z.ndim < 2 or (len(z), str(z.dtype)) != (n, dtype):
+            found = f"{z.shape} {z.dtype}, not ({n}, ...) {dtype}"
             raise DamagedError(self.path, f"z.npy is {found}")
         known = range(len(self.facts["classes"]))
         if y.shape != (n,) or not np.isin(y, known).all():

@@ -1,8 +1,8 @@
-"""Layer features of an environment, computed once and read by every run.
+"""What a frozen tower makes of an environment, computed once, read by every run.
 
 A frozen CLIP gives an image the same features in every step, run, trial and draw. One
 pass writes them to the folder `<feature_dir>/<key>`; runs read them by memory map. The
-key digests all that they depend on: the backbone's weights, its layers, its transform,
+key digests all that they depend on: the backbone's weights, the kind, the transform,
 the files with their sizes and times of change (or contents), the classes, the dtype.
 Whatever of these changes gives a new entry, so features are never stale.
 """
@@ -23,7 +23,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
-from domainbed.backbones import CLIPBackbone
+from domainbed.backbones import CLIPBackbone, Kind
 from domainbed.datasets import ImageEnvironment
 from domainbed.features.entries import Entry, digest_files, key_of, shown
 from domainbed.lib import misc
@@ -35,9 +35,10 @@ FLUSH = 1024  # images at most that an interruption makes one compute again
 
 
 class StoredFeatures(Dataset):
-    """An environment's (z, label) pairs: z (L, D) in float32, whatever is stored.
+    """An environment's (z, label) pairs: z (*shape) in float32, whatever is stored.
 
-    `gather(indices)` reads a whole batch, (B, L, D) and (B,), at once.
+    `gather(indices)` reads a whole batch, (B, *shape) and (B,), at once. The shape is
+    the kind's: (L, D) for class tokens.
     """
 
     def __init__(self, z: np.ndarray, targets: Sequence[int], keys: Sequence[int]):
@@ -51,7 +52,7 @@ class StoredFeatures(Dataset):
         return z[0], int(y[0])
 
     def gather(self, indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """z (B, L, D) and labels (B,) of the items at these indices."""
+        """z (B, *shape) and labels (B,) of the items at these indices."""
         keys = self.keys[np.asarray(indices)]
         return torch.from_numpy(self.z[keys]).float(), self.targets[keys]
 
@@ -72,9 +73,11 @@ def describe(
     backbone: CLIPBackbone,
     dtype: str,
     strict: bool = False,
+    kind: Kind | None = None,
 ) -> dict[str, Any]:
     """All that an environment's features depend on, in plain types.
 
+    The fact `layers` names their kind; without one they are the class tokens.
     `strict` knows images by their content, not by their size and time of change.
     """
     if dtype not in DTYPES:
@@ -83,7 +86,7 @@ def describe(
         )
     return {
         "backbone": backbone.fingerprint,
-        "layers": "all",  # a store of some of them would be another
+        "layers": (kind or backbone.class_tokens).name,
         # A function's repr ends in its address, another one in every process.
         "transform": re.sub(" at 0x[0-9a-f]+", "", repr(environment.transform)),
         "folder": str(Path(environment.root).resolve()),
@@ -102,21 +105,24 @@ def open_features(
     dtype: str = "float16",
     num_workers: int = 0,
     strict: bool = False,
+    kind: Kind | None = None,
 ) -> StoredFeatures:
     """The environment's stored features, extracted first if there are none.
 
+    They are of that kind, by default the class tokens of all layers.
     One process extracts, others wait for it; an interrupted extraction continues.
     `strict` is `describe`'s. InputError where the store cannot be written or the entry
     is damaged.
     """
-    facts = describe(environment, backbone, dtype, strict)
+    kind = kind or backbone.class_tokens
+    facts = describe(environment, backbone, dtype, strict, kind)
     entry = Entry(feature_dir / key_of(facts))
     try:
         if not entry.path.exists():
             feature_dir.mkdir(parents=True, exist_ok=True)
             with entry.locked(wait=True):
                 if not entry.path.exists():
-                    extract(environment, backbone, facts, entry, num_workers)
+                    extract(environment, backbone, kind, facts, entry, num_workers)
     except OSError as error:
         if error.errno not in (*DISK_ERRORS, errno.EEXIST, errno.ENOTDIR):
             raise
@@ -134,6 +140,7 @@ def open_features(
 def reserve(
     environment: ImageEnvironment,
     backbone: CLIPBackbone,
+    kind: Kind,
     facts: dict[str, Any],
     part: Entry,
 ) -> int:
@@ -148,7 +155,7 @@ def reserve(
             return part.done
     size, device = backbone.resolution, backbone.scale.device
     blank = torch.zeros(1, 3, size, size, device=device)
-    shape = (len(environment), *backbone.encode_image_layers(blank).shape[1:])
+    shape = (len(environment), *kind.encode(blank).shape[1:])
     shutil.rmtree(part.path, ignore_errors=True)
     part.path.mkdir()
     try:
@@ -168,13 +175,14 @@ def reserve(
 def extract(
     environment: ImageEnvironment,
     backbone: CLIPBackbone,
+    kind: Kind,
     facts: dict[str, Any],
     entry: Entry,
     num_workers: int,
 ) -> None:
     """Write the entry beside its place and rename it when whole."""
     part = Entry(entry.part)
-    done = reserve(environment, backbone, facts, part)
+    done = reserve(environment, backbone, kind, facts, part)
     z, _ = part.arrays()
     rest = Subset(environment, range(done, len(environment)))
     device = backbone.scale.device
@@ -189,7 +197,7 @@ def extract(
     with every_core(), bar, open(z.filename, "r+b") as file:
         file.seek(z.offset + z[:done].nbytes)
         for x, _ in DataLoader(rest, BATCH, num_workers=num_workers):
-            features = backbone.encode_image_layers(x.to(device))
+            features = kind.encode(x.to(device))
             file.write(features.cpu().numpy().astype(z.dtype))
             done += len(x)
             bar.update(len(x))

@@ -17,20 +17,25 @@ Step = Callable[..., torch.Tensor]
 class GraphedStep:
     """The step as a function of its tensors, replayed where that is possible.
 
-    That is: on CUDA, for tensors of the recorded shapes, if the step can be recorded.
-    It gives a tensor that the next call overwrites.
+    That is: on CUDA, for tensors of the recorded shapes, if the step is `recordable`:
+    the same Python every time, its learning rate aside, which becomes a tensor. It
+    gives a tensor that the next call overwrites.
     """
 
-    def __init__(self, step: Step):
-        self.step = step
+    def __init__(
+        self, step: Step, optimizer: torch.optim.Optimizer | None, recordable: bool
+    ):
+        self.step, self.optimizer = step, optimizer
         self.calls = 0
         self.graph: torch.cuda.CUDAGraph | None = None
-        self.possible = True
+        self.possible = recordable
 
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
         if not (self.possible and all(x.is_cuda for x in inputs)):
             return self.step(*inputs)
         self.calls += 1
+        if self.calls == 1 and self.optimizer:
+            read_rate_from_tensor(self.optimizer, inputs[0].device)
         if self.calls <= WARM_UP:
             return self.aside(*inputs)
         if self.graph is None:
@@ -64,3 +69,13 @@ class GraphedStep:
             warnings.warn(f"no CUDA graph of the step: {error}", stacklevel=2)
         else:
             self.graph = graph
+
+
+def read_rate_from_tensor(
+    optimizer: torch.optim.Optimizer, device: torch.device
+) -> None:
+    """Make its steps read the learning rate from memory, where a replay finds it."""
+    for group in optimizer.param_groups:
+        rate = torch.as_tensor(group["lr"], dtype=torch.float32)
+        how = {"fused": True, "foreach": False}  # only so do SGD's steps take a tensor
+        group.update(how, lr=rate.to(device))

@@ -3,6 +3,7 @@
 import importlib
 import importlib.metadata
 import pkgutil
+from collections.abc import Sequence
 from typing import TypeVar
 
 import domainbed
@@ -18,10 +19,11 @@ class Registry:
     beside it, and in installed packages that name a module under the entry-point
     group `domainbed.<kind>s`. Families and packages are imported at first use, not
     when this module is: they import the base class from where the registry lives.
+    `order` says which names go first, and how; the others follow as they registered.
     """
 
-    def __init__(self, kind: str):
-        self.kind = kind
+    def __init__(self, kind: str, order: Sequence[str] = ()):
+        self.kind, self.order = kind, order
         self.names: list[str] = []  # the contract's ALGORITHMS or DATASETS
         self._classes: dict[str, type] = {}
         self._loaded = False
@@ -54,3 +56,5 @@ class Registry:
         group = f"domainbed.{self.kind}s"
         for plugin in importlib.metadata.entry_points(group=group):
             plugin.load()
+        place = {name: i for i, name in enumerate(self.order)}
+        self.names.sort(key=lambda name: place.get(name, len(place)))

@@ -220,18 +220,18 @@ store.open_features(photos, load_clip("emoji"), Path(sys.argv[2]))
 def test_a_killed_extraction_continues(
     photos, backbone, pacs, tmp_path, count, monkeypatch
 ):
-    store = tmp_path / "store"
-    command = [sys.executable, "-c", KILLED, str(pacs), str(store)]
+    folder = tmp_path / "store"
+    command = [sys.executable, "-c", KILLED, str(pacs), str(folder)]
     ended = subprocess.run(command, stderr=subprocess.PIPE)
     assert ended.returncode == -9, ended.stderr
-    (entry,) = entries(store)
+    (entry,) = entries(folder)
     assert (entry.whole, entry.done, entry.is_locked()) == (False, 4, False)
     monkeypatch.setattr(store, "BATCH", 1)
-    resumed = open_features(photos, backbone, store)
+    resumed = open_features(photos, backbone, folder)
     assert count() == 6
     whole = open_features(photos, backbone, tmp_path / "whole")
     assert np.array_equal(resumed.z, whole.z)
-    assert [entry.whole for entry in entries(store)] == [True]
+    assert [entry.whole for entry in entries(folder)] == [True]
 
 
 def test_only_what_is_known_to_be_done_is_kept(photos, backbone, tmp_path, monkeypatch):
