@@ -41,6 +41,9 @@ REGISTRY = Registry("algorithm", ORDER)
 register = REGISTRY.register
 
 
+# What stands among `hparams` but is no hyperparameter: it is known of the dataset, the
+# run's arguments and the tower that is rebuilt.
+FACTS = ("class_names", "run", "tower")
 # Attributes of an algorithm that a state leaves out: configuration, or the run's.
 NO_STATE = ("hparams", "given", "step")
 
@@ -115,6 +118,11 @@ class Algorithm(nn.Module):
             "clip_backbone": (default_clip(dataset), None),
             "feature_dtype": ("float16", None),  # of stored features
         }
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What `hparams` holds that nobody chose: those of FACTS that are known."""
+        return {name: self.hparams[name] for name in FACTS if name in self.hparams}
 
     def update(
         self, minibatches: Minibatches, unlabeled: list[torch.Tensor] | None = None

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from domainbed.algorithms import HparamRows, get_algorithm_class
+from domainbed.algorithms import Draw, HparamRows, get_algorithm_class
 from domainbed.lib import misc
 from domainbed.lib.errors import InputError, did_you_mean
 
@@ -122,7 +122,8 @@ def check_hparams(algorithm: str, dataset: str, hparams: dict[str, Any]) -> None
 
     `class_names`, a fact of the dataset, is always allowed.
     """
-    known = default_hparams(algorithm, dataset) | {"class_names": []}
+    rows = hparam_rows(algorithm, dataset) | {"class_names": ([], None)}
+    known = {name: default for name, (default, _) in rows.items()}
     for name, value in hparams.items():
         if name not in known:
             raise InputError(
@@ -131,15 +132,20 @@ def check_hparams(algorithm: str, dataset: str, hparams: dict[str, Any]) -> None
                 + f" It has: {', '.join(sorted(known))}."
             )
         default = known[name]
-        if not same_kind(value, default) and type(value) is not ALSO.get(name):
+        if not same_kind(value, *rows[name]) and type(value) is not ALSO.get(name):
             raise InputError(
                 f"hyperparameter {name!r} of {algorithm} is {value!r}; it must be "
                 f"of the kind of its default, {default!r}."
             )
 
 
-def same_kind(value: Any, default: Any) -> bool:
-    """Whether a value can stand where that default stood; an int can for a float."""
-    if default is None:
+def same_kind(value: Any, default: Any, draw: Draw | None = None) -> bool:
+    """Whether a value can stand where that default stood.
+
+    An int can for a float, and a float for an int whose draw gives floats.
+    """
+    if default is None or type(value) is type(default):
         return True
-    return type(value) is type(default) or (type(default), type(value)) == (float, int)
+    if type(default) is int and type(value) is float and draw is not None:
+        return isinstance(draw(np.random.RandomState(0)), float)
+    return (type(default), type(value)) == (float, int)

@@ -8,8 +8,7 @@ import sys
 import pytest
 import torch
 
-from domainbed import algorithms, datasets, training
-from domainbed.lib import misc
+from domainbed import algorithms, arguments, training
 from domainbed.scripts import train
 
 pytestmark = pytest.mark.filterwarnings("ignore:no class names")
@@ -96,44 +95,6 @@ def test_models_can_be_left_out_or_kept_at_every_checkpoint(tmp_path):
     assert names == {"model.pkl", "model_step0.pkl", "model_step2.pkl"}
 
 
-def make_splits(*flags, class_balanced=False):
-    args = train.parse_args(["--dataset", "Debug28", *flags])
-    args.test_envs = [int(env) for env in args.test_envs]
-    dataset = datasets.Debug28("", args.test_envs, {})
-    return training.make_splits(dataset, args, class_balanced), dataset
-
-
-def test_splits_follow_the_contract():
-    flags = ["--trial_seed", "2", "--uda_holdout_fraction", "0.5", "--test_envs", "1"]
-    splits, dataset = make_splits(*flags, "--task", "domain_adaptation")
-    names = [split.name for split in splits]
-    parts = [f"env{i}_{part}" for part in ("in", "out") for i in range(3)]
-    assert names == [*parts, "env1_uda"]
-    keys = {split.name: split.keys for split in splits}
-    for i in range(3):
-        seed = misc.seed_hash(2, i)
-        out, in_ = misc.split_dataset(dataset[i], 3, seed)
-        assert keys[f"env{i}_out"] == out.indices
-        if i == 1:
-            uda, rest = misc.split_dataset(in_, 6, seed)
-            assert keys["env1_uda"] == [in_.indices[k] for k in uda.indices]
-            assert keys["env1_in"] == [in_.indices[k] for k in rest.indices]
-        else:
-            assert keys[f"env{i}_in"] == in_.indices
-
-
-def test_class_balance_weighs_each_split_by_itself():
-    splits, dataset = make_splits(class_balanced=True)
-    for split in splits:
-        labels = [int(dataset[split.env][key][1]) for key in split.keys]
-        if len(set(labels)) == 2:
-            for label in (0, 1):
-                of_label = [
-                    w for w, y in zip(split.weights, labels, strict=True) if y == label
-                ]
-                assert sum(of_label) == pytest.approx(0.5)
-
-
 def test_the_last_line_says_what_was_reached(tmp_path, capsys):
     records = run(tmp_path, "--steps", "5", "--checkpoint_freq", "2")
     means = [(r["env1_out_acc"] + r["env2_out_acc"]) / 2 for r in records]
@@ -168,12 +129,12 @@ def test_hparams_mean_the_same_in_every_form(tmp_path):
     [(["2"], [2]), (["P", "0"], [2, 0]), ([3, "C"], [3, 1])],
 )
 def test_test_envs_are_given_by_number_or_name(wanted, numbers):
-    assert training.environment_numbers(wanted, ("A", "C", "P", "S")) == numbers
+    assert arguments.environment_numbers(wanted, ("A", "C", "P", "S")) == numbers
 
 
 def test_a_number_counts_before_a_name():
     degrees = ("0", "15", "30")
-    assert training.environment_numbers(["2", "15"], degrees) == [2, 1]
+    assert arguments.environment_numbers(["2", "15"], degrees) == [2, 1]
 
 
 def test_domain_adaptation_sees_test_domains_unlabeled(tmp_path, monkeypatch):

@@ -28,7 +28,7 @@ def summarise(run: Any) -> dict[str, dict[str, dict[str, list[float]]]] | None:
     if not hasattr(algorithm, "layer_attention"):
         return None
     environments, classes = defaultdict(Mean), defaultdict(Mean)
-    splits = {split.env: split for split in run.splits if split.part != "uda"}
+    splits = {split.env: split for split in run.splits if split.role != "unlabeled"}
     algorithm.eval()
     for env, split in splits.items():
         sample = split._replace(keys=split.keys[:MOST_IMAGES])

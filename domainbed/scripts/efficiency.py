@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from domainbed import algorithms, datasets, hparams_registry, training
+from domainbed import algorithms, datasets, hparams_registry
+from domainbed.arguments import environment_numbers, resolve_hparams
 from domainbed.lib import misc
 from domainbed.lib.errors import (
     InputError,
@@ -90,7 +91,7 @@ def count_items(args: argparse.Namespace) -> int:
 
 def sources_of(run: argparse.Namespace) -> dict[str, argparse.Namespace | None]:
     """The run on each of SOURCES; None where its method cannot read that."""
-    vectors = training.resolve_hparams(run).get("input", "images") != "images"
+    vectors = resolve_hparams(run).get("input", "images") != "images"
     frozen = algorithms.get_algorithm_class(run.algorithm).TAKES_FEATURES
     on_images = argparse.Namespace(**vars(run) | {"no_feature_store": True})
     return {
@@ -147,7 +148,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     check_at_least(args, steps=1, num_workers=0)
     environments = datasets.get_dataset_class(args.dataset).ENVIRONMENTS
-    args.test_envs = training.environment_numbers(args.test_envs, environments)
+    args.test_envs = environment_numbers(args.test_envs, environments)
     runs = runs_of(args)
     asked = hparams_registry.parse_hparams(args.hparams)
     report = {

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from domainbed import algorithms, training
+from domainbed.arguments import resolve_hparams
 from domainbed.datasets import ImageEnvironment
 from domainbed.features.entries import DamagedError, Entry, entries, key_of, shown
 from domainbed.features.store import default_feature_dir, describe
@@ -62,7 +63,7 @@ def run_of(args: argparse.Namespace) -> training.Run:
     for name in vars(flags).keys() & vars(args).keys():
         setattr(flags, name, getattr(args, name))
     flags.hparams = as_json(args.hparams)
-    hparams = training.resolve_hparams(flags)
+    hparams = resolve_hparams(flags)
     frozen = algorithms.get_algorithm_class(args.algorithm).TAKES_FEATURES
     frozen = frozen and hparams["clip_transform"]
     if frozen or hparams.get("input", "images") != "images":

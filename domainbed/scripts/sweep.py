@@ -17,6 +17,7 @@ from domainbed.lib.progress import JobsProgress, add_quiet, coloured, silenced
 from domainbed.runs.folder import STATES
 from domainbed.runs.jobs import Job, make_args_list, stages
 from domainbed.scripts.train import HPARAMS_HELP
+from domainbed.tasks import TASKS
 
 # Launchers that return when their jobs have ended.
 WAITED_FOR = ("local", "multi_gpu", "pool")
@@ -74,11 +75,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("command", choices=["launch", "status", "delete_incomplete"])
     add("--datasets", nargs="+", help="default: all but Debug")
     add("--algorithms", nargs="+", help="default: all")
-    add(
-        "--task",
-        default="domain_generalization",
-        choices=["domain_generalization", "domain_adaptation"],
-    )
+    add("--task", default="domain_generalization", choices=[*TASKS])
     add("--n_hparams_from", type=int, default=0)
     add("--n_hparams", type=int, default=20, help="draws; number 0 is the defaults")
     add("--output_dir", required=True)

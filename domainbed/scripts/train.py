@@ -22,6 +22,7 @@ from domainbed.lib.progress import add_quiet, silenced
 from domainbed.runs import provenance
 from domainbed.runs.folder import RunFolder
 from domainbed.runs.records import OtherRunError
+from domainbed.tasks import TASKS
 
 HPARAMS_HELP = "overrides: a JSON object, @FILE with one, or name=value ..."
 
@@ -32,11 +33,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--data_dir", help="the folder that holds the datasets' folders")
     add("--dataset", default="RotatedMNIST")
     add("--algorithm", default="ERM")
-    add(
-        "--task",
-        default="domain_generalization",
-        choices=["domain_generalization", "domain_adaptation"],
-    )
+    add("--task", default="domain_generalization", choices=[*TASKS])
     add("--hparams", nargs="+", help=HPARAMS_HELP)
     add("--hparams_seed", type=int, default=0, help="0: defaults, else a random draw")
     add("--trial_seed", type=int, default=0, help="seeds the splits")

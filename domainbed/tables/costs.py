@@ -75,11 +75,11 @@ def measure(args: argparse.Namespace) -> dict[str, Any] | None:
         return None
     trainable = (p for p in run.algorithm.parameters() if p.requires_grad)
     figures = {"parameters": sum(p.numel() for p in trainable), "train_seconds": None}
-    batches = zip(*run.loaders("in"), strict=True)
+    batches = run.task.batches(run)
 
     def train_for(n_steps: int) -> None:
-        for _ in range(n_steps):
-            run.algorithm.update([run.to_device(batch) for batch in next(batches)])
+        for step in range(n_steps):
+            run.update(step, next(batches))
 
     if run.algorithm.MAX_STEPS != 1:
         train_for(1)  # starts the loaders' processes and what the GPU starts late

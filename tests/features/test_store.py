@@ -482,7 +482,7 @@ def test_runs_from_pixels_and_from_the_store_agree(pacs, tmp_path, dtype, rtol):
 
     def losses(*more):
         run = training.Run(train.parse_args([*flags, *more]))
-        batches = zip(*run.loaders("in"), strict=True)
+        batches = zip(*run.loaders("train"), strict=True)
         values = [run.algorithm.update(next(batches))["loss"] for _ in range(50)]
         return values, run.evaluate()
 

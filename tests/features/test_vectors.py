@@ -46,9 +46,9 @@ def test_erm_trains_on_vectors_and_loads_again(pacs, tmp_path):
 
 
 def test_batches_are_those_of_the_images(pacs, tmp_path):
-    vectors = run_of(pacs, tmp_path).loaders("in")[0]
+    vectors = run_of(pacs, tmp_path).loaders("train")[0]
     hparams = ["--hparams", '{"clip_backbone": "emoji"}', "--no_feature_store"]
-    images = run_of(pacs, tmp_path, *hparams, algorithm="LFA").loaders("in")[0]
+    images = run_of(pacs, tmp_path, *hparams, algorithm="LFA").loaders("train")[0]
     (_, y), (_, expected) = next(iter(vectors)), next(iter(images))
     assert y.tolist() == expected.tolist()
     assert vectors.draws.indices(7).tolist() == images.draws.indices(7).tolist()

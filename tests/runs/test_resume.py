@@ -29,7 +29,7 @@ DROPOUT = '{"batch_size": 4, "rank": 2, "momentum": 0.2, "lr": 0.1}'
         ("record", 1, False, 0),  # before the first checkpoint
         ("record", 1, True, 1),  # a record, but no state yet
         ("save_state", 2, False, 2),  # a record that the state does not know
-        ("to_device", 12, False, 2),  # in mid-way between two checkpoints
+        ("update", 6, False, 2),  # in mid-way between two checkpoints
         ("save_model", 1, False, 3),  # all steps taken
     ],
 )

@@ -1,0 +1,64 @@
+"""What the arguments of a run mean: hyperparameters, counts, environments."""
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from domainbed import hparams_registry
+from domainbed.features.vectors import INPUTS
+from domainbed.lib import misc
+from domainbed.lib.errors import InputError, UnknownNameError, check_at_least
+
+
+def resolve_hparams(args: argparse.Namespace) -> dict[str, Any]:
+    """The run's hyperparameters: default or drawn, then what --hparams says."""
+    given = hparams_registry.parse_hparams(args.hparams)
+    hparams_registry.check_hparams(args.algorithm, args.dataset, given)
+    if args.hparams_seed == 0:
+        hparams = hparams_registry.default_hparams(args.algorithm, args.dataset)
+    else:
+        seed = misc.seed_hash(args.hparams_seed, args.trial_seed)
+        hparams = hparams_registry.random_hparams(args.algorithm, args.dataset, seed)
+    return hparams | given
+
+
+def check_input(what: Any) -> str:
+    """The value of the hparam `input`; InputError if it is not one that there is."""
+    if what not in INPUTS:
+        raise UnknownNameError("value of the hyperparameter input:", what, INPUTS)
+    return what
+
+
+def check_numbers(args: argparse.Namespace) -> None:
+    """InputError for a count below its least value, or a fraction that leaves none."""
+    check_at_least(args, steps=0, checkpoint_freq=1, num_workers=0)
+    for name in ("holdout_fraction", "uda_holdout_fraction"):
+        value = getattr(args, name)
+        if not 0 <= value < 1:
+            raise InputError(f"--{name} is {value}; it must be from 0 to below 1.")
+
+
+def environment_numbers(
+    wanted: list[int | str], environments: Sequence[str]
+) -> list[int]:
+    """The numbers of the environments given by number or by name.
+
+    InputError unless they are environments and one is left to train on.
+    """
+    numbers = []
+    for env in map(str, wanted):
+        if env.isdecimal() and int(env) < len(environments):
+            numbers.append(int(env))
+        elif env in environments:
+            numbers.append(environments.index(env))
+        else:
+            raise InputError(
+                f"--test_envs {env} is no environment; there are "
+                + ", ".join(f"{i} ({name})" for i, name in enumerate(environments))
+                + "."
+            )
+    if len(set(numbers)) >= len(environments):
+        raise InputError(
+            f"--test_envs {' '.join(map(str, wanted))} leaves none to train on."
+        )
+    return numbers

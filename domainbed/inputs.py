@@ -1,0 +1,118 @@
+"""What a run reads: images, or stored features of them; in batches, on its device."""
+
+import functools
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset, Subset
+
+from domainbed import datasets
+from domainbed.backbones import CLIPBackbone, Kind, load_clip
+from domainbed.features.store import (
+    StoredFeatures,
+    default_feature_dir,
+    open_features,
+)
+from domainbed.features.vectors import Vectors
+from domainbed.lib import misc
+from domainbed.lib.errors import InputError
+from domainbed.lib.fast_data_loader import InfiniteDataLoader
+from domainbed.tasks import Split
+
+
+class RunInputs:
+    """The part of a `training.Run` that reads its args, hparams, dataset and splits."""
+
+    @functools.cached_property
+    def backbone(self) -> CLIPBackbone:
+        """The frozen CLIP that makes stored features."""
+        if self.input == "images":
+            return self.algorithm.backbone
+        return load_clip(self.hparams["clip_backbone"]).to(self.device)
+
+    @functools.cached_property
+    def stored(self) -> list[StoredFeatures] | list[Vectors] | None:
+        """What a frozen CLIP makes of every environment, computed once.
+
+        The algorithm's `stored_kind` where the tower is frozen and chance has no part
+        in what it sees, else None; vectors where the hparam `input` wants vectors.
+        """
+        stores = isinstance(self.dataset[0], datasets.ImageEnvironment)
+        stores = stores and not self.args.no_feature_store
+        if self.input != "images":
+            if not stores:
+                raise InputError(
+                    f"hyperparameter input is {self.input!r}, which needs a dataset of "
+                    "image folders and the feature store (no --no_feature_store)."
+                )
+            own = self.backbone.image_projection.cpu()
+            projection = own if self.input == "features" else None
+            return [Vectors(stored, projection) for stored in self.open_features()]
+        if self.algorithm.TAKES_FEATURES and self.hparams["clip_transform"] and stores:
+            kind = self.algorithm.stored_kind
+            self.algorithm.given = kind.name
+            return self.open_features(kind)
+        return None
+
+    def open_features(self, kind: Kind | None = None) -> list[StoredFeatures]:
+        """Every environment's entry in the feature store."""
+        return [
+            open_features(
+                environment,
+                self.backbone,
+                Path(self.args.feature_dir or default_feature_dir(self.args.data_dir)),
+                self.hparams["feature_dtype"],
+                self.workers(1),
+                self.args.strict_fingerprint,
+                kind,
+            )
+            for environment in self.dataset
+        ]
+
+    def items(self, split: Split, to_train: bool) -> Dataset:
+        """A split's (x, y) pairs; only training sees them augmented."""
+        if self.stored:
+            return self.stored[split.env].subset(split.keys)
+        if to_train or self.hparams["augment_validation"]:
+            return Subset(self.dataset[split.env], split.keys)
+        return Subset(self.dataset.unaugmented(split.env), split.keys)
+
+    def workers(self, n_loaders: int) -> int:
+        """Worker processes for each of `n_loaders` loaders that read at once.
+
+        Unless --num_workers says how many, they never outnumber the cores together; on
+        few cores the run reads for itself.
+        """
+        if self.args.num_workers is not None:
+            return self.args.num_workers
+        return min(self.dataset.N_WORKERS, (os.cpu_count() or 1) // (n_loaders + 1))
+
+    def weights(self, split: Split) -> torch.Tensor | None:
+        """How often training draws each item, None for all alike."""
+        if not self.hparams["class_balanced"]:
+            return None
+        items = Subset(self.dataset[split.env], split.keys)
+        return misc.make_weights_for_balanced_classes(items)
+
+    def loaders(self, role: str, first: int = 0) -> list[InfiniteDataLoader]:
+        """Endless batches, from number `first` on, of every split of that role."""
+        splits = [split for split in self.splits if split.role == role]
+        return [
+            InfiniteDataLoader(
+                self.items(split, to_train=True),
+                self.weights(split),
+                self.hparams["batch_size"],
+                self.workers(len(splits)),
+                seed=misc.seed_hash(self.args.seed, split.name),
+                first=first,
+            )
+            for split in splits
+        ]
+
+    def to_device(self, batch: Any) -> Any:
+        """Tensors, or lists and tuples of them, on the run's device."""
+        if isinstance(batch, list | tuple):
+            return type(batch)(map(self.to_device, batch))
+        return batch if batch is None else batch.to(self.device)
