@@ -120,7 +120,7 @@ def overview(
         means = frames.averages(data.accuracies(frame[frame["chosen"]]))
         means["environment"] = means["dataset"]
         mean, err = data.wide(means, names)
-        mean[frames.AVERAGE] = mean.mean(axis=1, skipna=False)
+        mean[frames.AVERAGE] = mean.apply(frames.mean_of, axis=1)
         err[frames.AVERAGE] = float("nan")
         parts.append(Part(method.name, summary=summary(mean, err)))
     return parts

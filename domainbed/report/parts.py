@@ -7,6 +7,8 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
+from domainbed.tables.frames import as_shown
+
 MOST_ROWS = 1000  # of a table
 # What the page calls the columns of frames.
 NAMES = {
@@ -124,7 +126,7 @@ def plural(n: int, noun: str) -> str:
 
 def summary(mean: pd.DataFrame, err: pd.DataFrame) -> Summary:
     """The table of means, methods x columns; ranks where there are several methods."""
-    ranks = mean.round(1).rank(ascending=False, method="min")  # of what is shown
+    ranks = mean.map(as_shown).rank(ascending=False, method="min")
     if len(mean) < 3:
         ranks[:] = np.nan
     rows = [

@@ -178,7 +178,7 @@ def framed_tables(
         for method, long in longs.items()
     }
     if form == "paper":
-        return paper.document(wides, chosen)
+        return paper.document(wides)
     titled = {
         f"{title}, model selection: {method.name}": wide
         for method, forms in wides.items()

@@ -3,6 +3,7 @@
 An accuracy is a share, 0 to 1; means and errors are in percent, as tables have them.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -20,6 +21,24 @@ AVERAGES = "Averages"  # the table by dataset
 MEASURED = "this sweep"  # the source of what is not published
 ROW = ["source", "protocol", "algorithm"]  # what tells the rows of a wide table apart
 ABOUT = ("method", "backbone", "note", *ROW[:2], AVERAGE)  # columns of published rows
+
+
+def mean_of(values: Iterable[float]) -> float:
+    """The mean by an exact sum: the order of the values changes no digit of it."""
+    values = [*values]
+    return math.fsum(values) / len(values)
+
+
+def error_of(values: Iterable[float]) -> float:
+    """The standard error of the mean, from the population's deviation; as exact."""
+    values = [*values]
+    mean = mean_of(values)
+    return math.sqrt(math.fsum((value - mean) ** 2 for value in values)) / len(values)
+
+
+def as_shown(mean: float) -> float:
+    """The number in a cell of one decimal: 0.1 of 0.15, of which `round` makes 0.2."""
+    return float(f"{mean:.1f}")
 
 
 def in_order(present: Iterable[str], known: list[str]) -> list[str]:
@@ -66,8 +85,8 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     keys = ["dataset", "algorithm", "environment"]
     groups = frame.groupby(keys, sort=False)["acc"]
     rows = [
-        (*key, 100 * np.mean(accs), 100 * np.std(accs) / np.sqrt(len(accs)), len(accs))
-        for key, accs in ((key, group.to_numpy()) for key, group in groups)
+        (*key, 100 * mean_of(accs), 100 * error_of(accs), len(accs))
+        for key, accs in groups
     ]
     frame = pd.DataFrame(rows, columns=[*keys, "mean", "err", "n"])
     return frame.astype({"mean": float, "err": float, "n": int})  # also of no rows
@@ -82,7 +101,7 @@ def averages(frame: pd.DataFrame) -> pd.DataFrame:
     needed = {name: len(environments(name)) or n for name, n in own.items()}
     trials = frame.groupby(["dataset", "algorithm", "trial_seed"], sort=False)["acc"]
     rows = [
-        (dataset, algorithm, AVERAGE, np.mean(accs.to_numpy()))
+        (dataset, algorithm, AVERAGE, mean_of(accs))
         for (dataset, algorithm, _), accs in trials
         if len(accs) == needed[dataset]
     ]
@@ -131,7 +150,7 @@ def published(file: str | Path, dataset_names: list[str]) -> pd.DataFrame:
         )
     figures = pd.DataFrame({name: _percents(rows, name, file) for name in names})
     if 1 < len(names) == len(dataset_names):
-        figures[AVERAGE] = figures.mean(axis=1, skipna=False)
+        figures[AVERAGE] = figures.apply(mean_of, axis=1)
         if {*theirs} == {*names} and AVERAGE in rows:
             figures[AVERAGE] = _percents(rows, AVERAGE, file)
     facts = {name: rows.get(name, "") for name in ROW[:2]}
@@ -185,7 +204,7 @@ def wide_forms(frame: pd.DataFrame, names: list[str]) -> dict[str, pd.DataFrame]
     if len(present) > 1:
         rows = frame[frame["environment"] == AVERAGE]
         form = pivoted(rows, "dataset", [*present, AVERAGE], own)
-        whole = form["mean"][present].mean(axis=1, skipna=False)
+        whole = form["mean"][present].apply(mean_of, axis=1)
         form["mean", AVERAGE] = form["mean", AVERAGE].fillna(whole)
         forms[AVERAGES] = form
     return forms

@@ -9,7 +9,14 @@ from domainbed import algorithms, datasets, model_selection
 from domainbed.lib import reporting
 from domainbed.lib.query import Q
 from domainbed.lib.reporting import printable
-from domainbed.tables.frames import AVERAGE, environments, in_order, pivoted
+from domainbed.tables.frames import (
+    AVERAGE,
+    environments,
+    error_of,
+    in_order,
+    mean_of,
+    pivoted,
+)
 from domainbed.tables.paper import escape
 
 
@@ -23,8 +30,7 @@ def format_mean(
     data = list(data)
     if not data:
         return None, None, "X"
-    mean = 100 * float(np.mean(data))
-    err = 100 * float(np.std(data) / np.sqrt(len(data)))
+    mean, err = 100 * mean_of(data), 100 * error_of(data)
     sign = "$\\pm$" if latex else "+/-"
     return mean, err, f"{mean:.1f} {sign} {err:.1f}"
 
@@ -78,7 +84,7 @@ def print_table(
 def with_average(cells: list[tuple]) -> list[str | float]:
     """A row: the cells' texts and the mean of their means, "X" if one is missing."""
     means = [mean for mean, _, _ in cells]
-    average = "X" if None in means else float(np.mean(means))
+    average = "X" if None in means else mean_of(means)
     return [*(text for _, _, text in cells), average]
 
 
@@ -106,7 +112,7 @@ def averages_table(
             trials = (
                 accs.filter_equals("algorithm,dataset", (algorithm, dataset))
                 .group("trial_seed")
-                .map(lambda _, group: group.select("acc").mean())
+                .map(lambda _, group: mean_of(group.select("acc")))
             )
             cells.append(format_mean(trials, latex))
         rows.append(with_average(cells))
