@@ -12,6 +12,7 @@ import torch
 from helpers import SMALL, command, lines
 
 from domainbed import training
+from domainbed.algorithms import ALGORITHMS
 from domainbed.backbones import read_clip
 from domainbed.lib import misc
 from domainbed.runs.folder import RunFolder
@@ -58,6 +59,31 @@ def test_an_interrupted_run_ends_as_one_that_was_not(
     for key, value in other["model_dict"].items():
         if isinstance(value, torch.Tensor):
             assert torch.equal(own["model_dict"][key], value)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_any_algorithm_stops_after_any_step(tmp_path, algorithm):
+    """Each step in an object of its own, bitwise as all of them in one."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    flags = ["--steps", "6", "--checkpoint_freq", "2", "--no_tensorboard"]
+    train.main(command(whole, *flags, algorithm=algorithm))
+    broken.mkdir()
+    for _ in range(6):
+        run = training.Run(
+            train.parse_args(command(broken, *flags, algorithm=algorithm))
+        )
+        run.stopping = True  # after the one step that it takes
+        run.train()
+    train.main(command(broken, *flags, algorithm=algorithm))
+    assert lines(broken) == lines(whole)
+    own, other = (
+        torch.load(f / "model.pkl", weights_only=True)["model_dict"]
+        for f in (broken, whole)
+    )
+    assert own.keys() == other.keys()
+    for name, value in other.items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(own[name], value), name
 
 
 def test_sigterm_saves_the_state_and_ends_in_order(tmp_path):
