@@ -27,8 +27,14 @@ setup(
         "Programming Language :: Python :: 3",
         *(f"Programming Language :: Python :: 3.{minor}" for minor in range(10, 14)),
     ],
-    packages=find_packages(include=["domainbed", "domainbed.*"]),
-    package_data={"domainbed": ["assets/*"]},
+    license="MIT",
+    license_files=["LICENSE"],
+    packages=[*find_packages(include=["domainbed", "domainbed.*"]), "domainbed.sweeps"],
+    package_dir={"domainbed.sweeps": "sweeps"},
+    package_data={
+        "domainbed": ["assets/*"],
+        "domainbed.sweeps": ["*.txt", "published/*"],
+    },
     install_requires=[
         "torch>=2.4",
         "torchvision>=0.19",

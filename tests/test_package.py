@@ -1,7 +1,13 @@
 """The package as a whole: imports, and what a broken environment is told."""
 
+import json
+import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_a_torchvision_that_does_not_fit_torch_is_explained(tmp_path):
@@ -24,3 +30,46 @@ def test_a_family_can_be_what_is_imported_first():
         [sys.executable, "-c", command], capture_output=True, text=True
     )
     assert ended.stdout == "DPLCLIP\n", ended.stderr
+
+
+def test_the_wheel_is_enough_to_sweep_and_report(tmp_path):
+    """Built and unpacked beside this environment's packages, used from elsewhere."""
+    pip = [sys.executable, "-m", "pip", "-q"]
+    build = ["--no-deps", "--no-build-isolation", "--no-index"]
+    # setuptools would leave build/ and an .egg-info in the checkout.
+    copy = tmp_path / "checkout"
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        copy.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, copy)
+    for name in ("domainbed", "sweeps"):
+        shutil.copytree(ROOT / name, copy / name)
+    wheels, site, empty = tmp_path / "wheels", tmp_path / "site", tmp_path / "empty"
+    empty.mkdir()
+    subprocess.run([*pip, "wheel", *build, "-w", wheels, copy], check=True)
+    (wheel,) = wheels.iterdir()
+    subprocess.run([*pip, "install", *build, "--target", site, wheel], check=True)
+    (about,) = site.glob("domainbed_lfa-*.dist-info")
+    assert (about / "licenses" / "LICENSE").read_text().startswith("MIT License")
+
+    def script(name, *flags):
+        environment = os.environ | {"PYTHONPATH": str(site)}
+        command = [sys.executable, "-m", f"domainbed.scripts.{name}", *flags]
+        ended = subprocess.run(
+            command, cwd=empty, env=environment, capture_output=True, text=True
+        )
+        assert ended.returncode == 0, ended.stderr
+        return ended.stdout
+
+    where = ["--output_dir", "out", "--data_dir", "data", "--skip_confirmation"]
+    few = ["--algorithms", "ZeroShotCLIP", "--steps", "1"]
+    printed = script(
+        "sweep", "launch", "@quickstart", *few, *where, "--command_launcher", "pool"
+    )
+    assert "Launched 4 jobs!" in printed
+    table = script("collect_results", "--input_dir", "out", "--selection", "iid")
+    assert "ZeroShotCLIP          56.8 +/- 0.0" in table
+    script("report", "--input_dir", "out")
+    assert (empty / "report.html").stat().st_size > 10_000
+    made = [json.loads(file.read_text()) for file in empty.glob("out/*/run.json")]
+    assert [about["git"] for about in made] == [None] * 4  # by the wheel, not from here
+    assert [*site.glob("domainbed/sweeps/published/clip_vit_b16.csv")]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from domainbed import algorithms, datasets, model_selection
-from domainbed.lib import misc, reporting
+from domainbed.lib import misc, reporting, shipped
 from domainbed.lib.errors import InputError, UnknownNameError, exits_on_input_error
 from domainbed.lib.mixtures import mixtures
 from domainbed.lib.progress import add_quiet
@@ -51,7 +51,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     const = {"dest": "selection", "action": "store_const", "const": "auto_lr"}
     which.add_argument("--auto_lr", help="select by auto lr only", **const)
-    parser.add_argument("--baseline", metavar="FILE", help="a CSV of published figures")
+    parser.add_argument(
+        "--baseline", metavar="FILE", help="a CSV of published figures, or clip_vit_b16"
+    )
     parser.add_argument("--output", metavar="FILE", help="instead of standard output")
     add_quiet(parser)
     args = parser.parse_args(argv)
@@ -215,7 +217,8 @@ def main(argv: list[str] | None = None) -> None:
     published = None
     if args.baseline:
         present = frames.in_order(records.select("args.dataset"), datasets.DATASETS)
-        published = frames.published(args.baseline, present)
+        baseline = shipped.find(args.baseline, "published/*.csv")
+        published = frames.published(baseline, present)
     if SELECTIONS["auto_lr"] in methods:
         records = merge_auto_lr(records)
     is_text = args.format in ("text", "latex")

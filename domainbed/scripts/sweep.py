@@ -3,7 +3,8 @@
 A job is one `train` command; its folder is named by its arguments' digest, so the same
 sweep launched again starts only what has not been launched and, with --retry, goes on
 with what has not ended well. `status` says how far it is. `@FILE` reads flags from a
-file, one flag with its values on a line; `#` begins a comment.
+file, one flag with its values on a line; `#` begins a comment. `@quickstart` and
+`@lfa_paper` ship with the package.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import sys
 from collections import Counter
 
 from domainbed import algorithms, command_launchers, datasets, hparams_registry
+from domainbed.lib import shipped
 from domainbed.lib.errors import InputError, check_at_least, exits_on_input_error
 from domainbed.lib.progress import JobsProgress, add_quiet, coloured, silenced
 from domainbed.runs.folder import STATES
@@ -53,18 +55,23 @@ class ArgumentParser(argparse.ArgumentParser):
             words = shlex.split(arg_line, comments=True)
         except ValueError as error:  # a quote that is not closed
             raise InputError(f"cannot read the flags {arg_line}: {error}.") from None
-        return with_hparams_read(words)
+        return with_files(words)
 
 
-def with_hparams_read(words: list[str]) -> list[str]:
-    """The words with `--hparams @FILE` read here: argparse takes @ for more flags."""
-    pairs = zip(["", *words], words, strict=False)
-    return [
-        hparams_registry.as_json([word])
-        if (before, word[:1]) == ("--hparams", "@")
-        else word
-        for before, word in pairs
-    ]
+def with_files(words: list[str]) -> list[str]:
+    """The words, each @NAME the path of a file that is there or ships with the package.
+
+    `--hparams @FILE` is read here: argparse would take it for more flags.
+    """
+
+    def found(before: str, word: str) -> str:
+        if word[:1] != "@":
+            return word
+        if before == "--hparams":
+            return hparams_registry.as_json([word])
+        return f"@{shipped.find(word[1:], '*.txt')}"
+
+    return [*map(found, ["", *words[:-1]], words)]
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -102,7 +109,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--no_tensorboard", action="store_true", help="the jobs write no curves")
     add("--skip_confirmation", action="store_true")
     add_quiet(parser)
-    args = parser.parse_args(with_hparams_read(sys.argv[1:] if argv is None else argv))
+    args = parser.parse_args(with_files(sys.argv[1:] if argv is None else argv))
     args.hparams = hparams_registry.as_json(args.hparams)
     if args.datasets is None:
         args.datasets = [n for n in datasets.DATASETS if not n.startswith("Debug")]

@@ -296,6 +296,12 @@ def test_published_figures_stand_below_a_rule(tmp_path, capsys):
     file.write_text("method,VLCS\nLFA,80\n")
     assert run_main(*flags) == 2
     assert "has no figures for PACS" in capsys.readouterr().err
+    assert run_main(*flags[:4], "--baseline", "clip_vit_b16") == 0
+    assert "SBGen" in capsys.readouterr().out
+    assert run_main(*flags[:4], "--baseline", "clip_vit_b32") == 2
+    said = capsys.readouterr().err
+    assert "there is no file clip_vit_b32; what ships with the package is" in said
+    assert "Did you mean 'clip_vit_b16'?" in said
 
 
 def test_an_environment_that_the_dataset_has_not_is_named(tmp_path, capsys):

@@ -207,6 +207,20 @@ def test_a_quote_left_open_in_a_file_of_flags_is_named(tmp_path, ran, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_sweep_that_ships_is_known_by_name(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    launch(tmp_path / "out", "@quickstart", "--algorithms", "ERM")
+    assert "--dataset EmojiDG" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        launch(tmp_path / "out", "@quikstart")
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert "there is no file quikstart; what ships with the package is" in said
+    assert "Did you mean 'quickstart'?" in said
+    (tmp_path / "quikstart").write_text("--datasets Debug28 --algorithms ERM")
+    launch(tmp_path / "out", "@quikstart")
+
+
 @pytest.mark.parametrize("form", ["json", "file", "pairs", "flags file"])
 def test_jobs_are_the_same_for_every_form_of_equal_hparams(form, tmp_path, ran):
     file = tmp_path / "h.json"
