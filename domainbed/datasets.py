@@ -8,14 +8,11 @@ entry-point group `domainbed.datasets` is in DATASETS.
 
 import copy
 import os
-import shutil
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from PIL import Image
 from torch.utils.data import Dataset, TensorDataset
 from torchvision import transforms
@@ -47,10 +44,14 @@ def num_environments(name: str) -> int:
 
 
 def __getattr__(name: str) -> Any:
-    """DATASETS, the names of all datasets, in the order of the tables."""
+    """DATASETS, the names of all datasets, in the order of the tables; and each."""
+    if name.startswith("__"):  # asked by the import of a family, which is half made
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    REGISTRY.load()
     if name == "DATASETS":
-        REGISTRY.load()
         return REGISTRY.names
+    if name in REGISTRY.names:
+        return REGISTRY.get(name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -418,40 +419,3 @@ class SVIRO(MultipleEnvironmentImageFolder):
         "x5",
         "zoe",
     )
-
-
-@register
-class EmojiDG(MultipleEnvironmentImageFolder):
-    """The same emoji drawn by four design houses; 17 classes. Ships with the package.
-
-    Domains: Fluent Emoji (MIT), Noto Emoji (Apache-2.0), OpenMoji's black line art
-    (CC BY-SA 4.0), Twemoji (CC BY 4.0). 514 images each, 128 x 128; the card with
-    sources and attribution is `assets/README.md`, made by `tools/build_emoji_dg.py`.
-    """
-
-    FOLDER = "emoji_dg"
-    ENVIRONMENTS = ("fluent", "noto", "openmoji", "twemoji")
-    ARCHIVE = Path(__file__).parent / "assets" / "emoji_dg.zip"
-    N_STEPS = 501
-    CHECKPOINT_FREQ = 100
-
-    def find_folder(self, root):
-        """`root/emoji_dg`, unpacked from the package if it is not there yet."""
-        if root is None:
-            raise InputError("EmojiDG needs --data_dir, a folder to unpack itself in.")
-        folder = Path(root) / self.FOLDER
-        if not folder.is_dir():
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{folder}.lock"):
-                if not folder.is_dir():
-                    unpack(self.ARCHIVE, folder)
-        return folder
-
-
-def unpack(archive: Path, folder: Path) -> None:
-    """The archive's image folders at `folder`, which appears only when whole."""
-    part = folder.with_name(f"{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    with zipfile.ZipFile(archive) as source:
-        source.extractall(part)
-    part.rename(folder)

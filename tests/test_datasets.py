@@ -2,13 +2,14 @@ import shutil
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
 from helpers import make_image_folder
 from PIL import Image
 
-from domainbed import datasets
+from domainbed import datasets, datasets_emoji
 from domainbed.backbones import clip_transform
 from domainbed.lib.errors import InputError
 
@@ -27,6 +28,7 @@ CLIP = {"data_augmentation": True, "clip_transform": True, "clip_backbone": "emo
         ("DomainNet", "clip info paint quick real sketch"),
         ("SVIRO", "aclass escape hilux i3 lexus tesla tiguan tucson x5 zoe"),
         ("EmojiDG", "fluent noto openmoji twemoji"),
+        ("EmojiHouses", "animals faces food objects"),
         ("Debug28", "0 1 2"),
     ],
 )
@@ -267,13 +269,13 @@ def test_a_folder_dataset_needs_a_data_dir():
 
 def test_emoji_dg_unpacks_itself_once_for_many(tmp_path, monkeypatch):
     unpacked = []
-    unpack = datasets.unpack
+    unpack = datasets_emoji.unpack
 
-    def count(archive, folder):
+    def count(archive, folder, place):
         unpacked.append(folder)
-        unpack(archive, folder)
+        unpack(archive, folder, place)
 
-    monkeypatch.setattr(datasets, "unpack", count)
+    monkeypatch.setattr(datasets_emoji, "unpack", count)
     root = str(tmp_path / "new" / "data")
     with ThreadPoolExecutor(4) as pool:
         made = list(pool.map(lambda _: datasets.EmojiDG(root, [0], PLAIN), range(4)))
@@ -282,12 +284,12 @@ def test_emoji_dg_unpacks_itself_once_for_many(tmp_path, monkeypatch):
 
 
 def test_emoji_dg_appears_only_when_whole(tmp_path, monkeypatch):
-    def fail(self, path):
+    def fail(self, item, path):
         (path / "fluent").mkdir(parents=True)
         raise OSError("disk full")
 
     with monkeypatch.context() as broken:
-        broken.setattr(zipfile.ZipFile, "extractall", fail)
+        broken.setattr(zipfile.ZipFile, "extract", fail)
         with pytest.raises(OSError, match="disk full"):
             datasets.EmojiDG(str(tmp_path), [0], PLAIN)
     assert not (tmp_path / "emoji_dg").exists()
@@ -307,3 +309,21 @@ def test_emoji_dg_is_the_same_emoji_in_every_domain(tmp_path):
     counts = torch.tensor(dataset[0].targets).bincount()
     assert (counts.min(), counts.max()) == (11, 66)
     assert Image.open(dataset[0].samples[0][0]).size == (128, 128)
+
+
+def test_emoji_houses_asks_who_drew_the_images_of_emoji_dg(tmp_path):
+    houses = datasets.EmojiHouses(str(tmp_path), [0], PLAIN)
+    assert houses.class_names == list(datasets.EmojiDG.ENVIRONMENTS)
+    counts = [torch.tensor(env.targets).bincount().tolist() for env in houses]
+    assert counts == [[119] * 4, [56] * 4, [151] * 4, [188] * 4]
+    drawn = {path.name: path for path in (tmp_path / "emoji_houses").rglob("*.webp")}
+    assert {path.parts[-3] for path in drawn.values()} == set(houses.ENVIRONMENTS)
+
+    emoji = datasets.EmojiDG(str(tmp_path), [0], PLAIN)
+    kinds = {"sea_animal": "animals", "face": "faces", "plant": "food"}
+    kinds["vehicle"] = "objects"
+    for path in (Path(path) for env in emoji for path, _ in env.samples):
+        house, name = path.parts[-3:-1]
+        kind = kinds.get(name) or drawn[path.name].parts[-3]
+        other = tmp_path / "emoji_houses" / kind / house / path.name
+        assert other.read_bytes() == path.read_bytes()

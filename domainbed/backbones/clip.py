@@ -318,7 +318,7 @@ def read_clip(name: str) -> tuple[CLIP, Compose]:
 
 def default_clip(dataset: str) -> str:
     """The CLIP for a dataset: the one that ships with the package for what does too."""
-    embedded = dataset == "EmojiDG" or dataset.startswith("Debug")
+    embedded = dataset.startswith(("Emoji", "Debug"))
     return "emoji" if embedded else "ViT-B/16"
 
 
