@@ -1,4 +1,4 @@
-"""The datasets that ship with the package: emoji, by what they show and by who drew them.
+"""The datasets that ship with the package: emoji, by what they show, by who drew them.
 
 Sources, licences and attribution: `assets/README.md`.
 """
