@@ -2,11 +2,11 @@
 
 A further family is a file `algorithms_<family>.py` beside this one: each class in it
 that is decorated with `@register` is in ALGORITHMS. It states its own hyperparameters
-in `hparam_rows`.
+in `HPARAMS`, or in `hparam_rows` where they depend on the dataset.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import nn
 from domainbed import networks
 from domainbed.backbones import Kind, default_clip
 from domainbed.lib import state
+from domainbed.lib.errors import InputError
 from domainbed.lib.registry import Registry
 
 Minibatches = list[tuple[torch.Tensor, torch.Tensor]]
@@ -54,6 +55,11 @@ def all_of(minibatches: Minibatches) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.cat(x), torch.cat(y)
 
 
+def split(t: torch.Tensor, minibatches: Minibatches) -> tuple[torch.Tensor, ...]:
+    """The rows of t, one for each item, of one domain after another."""
+    return t.split([len(y) for _, y in minibatches])
+
+
 def plain_numbers(logged: dict[str, torch.Tensor | float]) -> dict[str, float]:
     """What `update` returns."""
     return {
@@ -90,8 +96,11 @@ class Algorithm(nn.Module):
     MAX_STEPS: int | None = None  # training ends after so many steps at the latest
     TAKES_FEATURES = False  # instead of images it can take its `stored_kind`
     BATCH_MATTERS = False  # what `predict` says of an item depends on its batch
+    MIN_DOMAINS = 1  # training domains without which it has no meaning
     AFTER: tuple[str, ...] = ()  # in a sweep, these algorithms' runs end before it
     ALIASES: tuple[str, ...] = ()  # further names under which it is found
+    # Its own rows, beside those of the classes it derives from.
+    HPARAMS: ClassVar[HparamRows] = {}
 
     given = "images"  # what x is: set by the run, "images" or the name of `stored_kind`
     step = 0  # set by the run before each update: the steps that were taken before it
@@ -104,6 +113,11 @@ class Algorithm(nn.Module):
         hparams: dict[str, Any],
     ):
         super().__init__()
+        if num_domains < self.MIN_DOMAINS:
+            raise InputError(
+                f"{type(self).__name__} needs at least {self.MIN_DOMAINS} training "
+                f"domains, not {num_domains}; test on fewer (--test_envs)."
+            )
         self.hparams = hparams
 
     @classmethod
@@ -112,12 +126,15 @@ class Algorithm(nn.Module):
         ones: name -> (default, draw). `draw(r)` makes a random value from a
         numpy RandomState; None stands for "always the default".
         """
-        return {
+        rows: HparamRows = {
             # images, or what a frozen CLIP makes of them: features, layers
             "input": ("images", None),
             "clip_backbone": (default_clip(dataset), None),
             "feature_dtype": ("float16", None),  # of stored features
         }
+        for base in reversed(cls.__mro__):
+            rows |= vars(base).get("HPARAMS", {})
+        return rows
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -173,6 +190,8 @@ class ERM(Algorithm):
     What differs by its objective only defines `loss`.
     """
 
+    MIN_ITEMS = 1  # of each domain in a batch
+
     def __init__(self, input_shape, num_classes, num_domains, hparams):
         super().__init__(input_shape, num_classes, num_domains, hparams)
         self.featurizer = networks.Featurizer(input_shape, hparams)
@@ -180,11 +199,12 @@ class ERM(Algorithm):
             self.featurizer.n_outputs, num_classes, hparams["nonlinear_classifier"]
         )
         self.network = nn.Sequential(self.featurizer, self.classifier)
-        self.optimizer = torch.optim.Adam(
-            self.network.parameters(),
-            lr=hparams["lr"],
-            weight_decay=hparams["weight_decay"],
-        )
+        self.optimizer = self.make_optimizer(hparams["lr"])
+
+    def make_optimizer(self, lr: float) -> torch.optim.Optimizer:
+        """Adam, its moments at zero, over all of the network."""
+        decay = self.hparams["weight_decay"]
+        return torch.optim.Adam(self.network.parameters(), lr, weight_decay=decay)
 
     @classmethod
     def hparam_rows(cls, dataset: str) -> HparamRows:
@@ -206,6 +226,11 @@ class ERM(Algorithm):
         return loss, {"loss": loss}
 
     def update(self, minibatches, unlabeled=None):
+        if min(len(y) for _, y in minibatches) < self.MIN_ITEMS:
+            raise InputError(
+                f"{type(self).__name__} needs at least {self.MIN_ITEMS} items of each "
+                "domain in a batch; raise hyperparameter batch_size."
+            )
         objective, logged = self.loss(minibatches)
         self.optimizer.zero_grad()
         objective.backward()

@@ -67,7 +67,7 @@ class WILDSCamelyon(WILDSDataset):
 
     ENVIRONMENTS = tuple(f"hospital_{i}" for i in range(5))
     MODULE, NAME, FIELD = "camelyon17_dataset", "Camelyon17Dataset", "hospital"
-    class_names = ["normal tissue", "tumor tissue"]  # noqa: RUF012
+    class_names = ["normal tissue", "tumor tissue"]
 
 
 @register
@@ -89,7 +89,7 @@ class Spawrious(ImageDataset):
     """
 
     ENVIRONMENTS = ("Test", "SC_group_1", "SC_group_2")
-    class_names = ["bulldog", "corgi", "dachshund", "labrador"]  # noqa: RUF012
+    class_names = ["bulldog", "corgi", "dachshund", "labrador"]
     num_classes = 4
     BREEDS = ("bulldog", "dachshund", "labrador", "corgi")
     TOTAL = 3168  # images of each breed in a training environment
