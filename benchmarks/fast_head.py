@@ -30,7 +30,8 @@ class Head(LFA):
     def __init__(self, n_classes: int):
         nn.Module.__init__(self)
         torch.manual_seed(0)
-        self.hparams = {"rank": None, "beta": 0.9}
+        self.hparams = {"rank": None, "beta": 0.9, "start": "clip"}
+        self.num_classes = n_classes
         self.backbone = SimpleNamespace(
             image_projection=torch.randn(D, E, device=DEVICE) / D**0.5,
             text_projection=torch.randn(W, E, device=DEVICE) / W**0.5,
@@ -48,7 +49,8 @@ def batch(n_classes: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def step(head: Head, kind: str, z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Logits of one step whose gradients were computed."""
-    logits = head.plain_logits(z) if kind == "plain" else head.fast_logits(z)
+    how = head.plain_logits if kind == "plain" else head.fast_logits
+    logits = how(z, head.text_features)
     head.zero_grad()
     F.cross_entropy(logits, y).backward()
     return logits.detach()

@@ -33,7 +33,7 @@ class PlainLFA(LFA):
     """LFA as it is defined, without the fast head."""
 
     def logits(self, z):
-        return self.plain_logits(z)
+        return self.plain_logits(z, self.text_features)
 
 
 def stored_domain(folder: Path, size: int) -> StoredFeatures:

@@ -136,6 +136,13 @@ class Algorithm(nn.Module):
             rows |= vars(base).get("HPARAMS", {})
         return rows
 
+    @classmethod
+    def few_shot_rows(cls, dataset: str, shots: int) -> HparamRows:
+        """What the few-shot task has instead of rows of the same name, or beside them;
+        `epochs` is how often a run sees its shots.
+        """
+        return {"epochs": (100, None)}
+
     @property
     def facts(self) -> dict[str, Any]:
         """What `hparams` holds that nobody chose: those of FACTS that are known."""

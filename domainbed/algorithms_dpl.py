@@ -52,7 +52,6 @@ class DPLCLIP(CLIPAlgorithm):
         }
 
     def build(self):
-        del self.text_features  # the prompts are others at every step
         if self.hparams["dpl_loss"] not in LOSSES:
             raise InputError(
                 f"hyperparameter dpl_loss is {self.hparams['dpl_loss']!r}; it must be "
@@ -66,6 +65,10 @@ class DPLCLIP(CLIPAlgorithm):
                 nn.init.xavier_uniform_(parameter)
             else:
                 nn.init.constant_(parameter, 0.01)
+
+    def encode_prompts(self):
+        """What stands around the domain's tokens, which are others at every step."""
+        n = self.hparams["num_domain_tokens"]
         held = " ".join(["X"] * n)  # one token each; the domain's take their place
         embeddings, eot = self.backbone.embed_prompts(
             [f"{held} {prompt}" for prompt in self.prompts]

@@ -21,6 +21,8 @@ from domainbed.backbones import image_blocks
 class ClassifierCLIP(CLIPAlgorithm):
     """A classifier on image embeddings, trained with Adam as DomainBed's ERM is."""
 
+    FIXED_CLASSES = True
+
     @classmethod
     def hparam_rows(cls, dataset):
         rows = super().hparam_rows(dataset)

@@ -16,8 +16,13 @@ from torch import nn
 from domainbed.algorithms import Algorithm, Minibatches, register
 from domainbed.backbones import CLIPBackbone, Kind, default_clip, load_clip
 from domainbed.lib.cuda_graph import GraphedStep
-from domainbed.lib.errors import InputError
+from domainbed.lib.errors import InputError, UnknownNameError
 
+# LFA's projections, and whose features each reads.
+LFA_PROJECTIONS = {"image_q": "image", "image_k": "image", "image_v": "image"}
+LFA_PROJECTIONS |= {"self_q": "text", "self_k": "text", "self_v": "text"}
+LFA_PROJECTIONS |= {"cross_k": "text", "cross_v": "text"}
+STARTS = ("clip", "released")
 TENSOR_DATASETS = ("Debug28", "Debug224", "RotatedMNIST", "ColoredMNIST")
 
 
@@ -64,6 +69,14 @@ def prompts_of(template: str, class_names: list[str]) -> list[str]:
     return [template.replace("{name}", name.replace("_", " ")) for name in class_names]
 
 
+def prompts_of_all(template: str | list[str], class_names: list[str]) -> list[str]:
+    """A prompt for each template and class; number s C + c is template s's of c."""
+    templates = [template] if isinstance(template, str) else template
+    if not templates:
+        raise InputError("hyperparameter prompt is an empty list of templates.")
+    return [prompt for s in templates for prompt in prompts_of(s, class_names)]
+
+
 class CLIPAlgorithm(Algorithm):
     """A frozen CLIP and something small on top that trains with SGD.
 
@@ -78,9 +91,10 @@ class CLIPAlgorithm(Algorithm):
     # were. So each class says it of its own steps; it is not inherited.
     RECORDABLE = False
 
+    FIXED_CLASSES = False  # whether it has weights for each class: it knows no others
+
     def __init__(self, input_shape, num_classes, num_domains, hparams):
         super().__init__(input_shape, num_classes, num_domains, hparams)
-        self.num_classes = num_classes
         self.backbone = self.load_backbone()
         names = hparams.get("class_names")
         if names is None:
@@ -90,16 +104,11 @@ class CLIPAlgorithm(Algorithm):
             raise InputError(
                 f"class_names has {len(names)} names; there are {num_classes} classes."
             )
-        self.prompts = self.write_prompts(names)
-        with torch.no_grad():
-            t = self.backbone.encode_text_layers(self.prompts)
-        # Made from frozen weights: moved with the module, but not saved again.
-        self.register_buffer("text_features", t, persistent=False)
+        self.read_classes(names, hparams["prompt"])
         self.build()
         trainable = [p for p in self.parameters() if p.requires_grad]
         self.optimizer = self.make_optimizer(trainable) if trainable else None
-        recordable = vars(type(self)).get("RECORDABLE", False)
-        self.graphed_step = GraphedStep(self.take_step, self.optimizer, recordable)
+        self.graphed_step = self.new_graphed_step()
 
     @classmethod
     def hparam_rows(cls, dataset):
@@ -113,19 +122,65 @@ class CLIPAlgorithm(Algorithm):
             "momentum": (0.1, lambda r: r.choice([0.0, 0.1, 0.2])),
         }
 
+    @classmethod
+    def few_shot_rows(cls, dataset, shots):
+        return {
+            "lr": (2e-3, lambda r: 10 ** r.uniform(-4, -2)),
+            "momentum": (0.1, None),
+            "weight_decay": (5e-4, None),
+            "batch_size": (256 if dataset == "ImageNet" else 32, None),
+            "epochs": ({"EuroSAT": 200, "ImageNet": 40}.get(dataset, 100), None),
+        }
+
     def load_backbone(self) -> CLIPBackbone:
         """The towers that make the features."""
         return load_clip(self.hparams["clip_backbone"])
 
-    def write_prompts(self, class_names: list[str]) -> list[str]:
+    def new_graphed_step(self) -> GraphedStep:
+        """The step, with no recording yet."""
+        recordable = vars(type(self)).get("RECORDABLE", False)
+        return GraphedStep(self.take_step, self.optimizer, recordable)
+
+    def ask(
+        self, class_names: list[str], template: str | list[str] | None = None
+    ) -> None:
+        """Tell these classes apart from now on, as the template (by default the
+        hyperparameter `prompt`) asks.
+
+        Prompts and what is made of them are made anew, what trains stays. InputError
+        if it has weights for each class and these are others.
+        """
+        if self.FIXED_CLASSES and list(class_names) != self.class_names:
+            raise InputError(
+                f"{type(self).__name__} has weights for each of its classes "
+                f"({self.class_names[0]} ...) and cannot be asked for others "
+                f"({class_names[0]} ...); a method on CLIP's texts can, such as LFA."
+            )
+        self.read_classes(class_names, template or self.hparams["prompt"])
+        self.graphed_step = self.new_graphed_step()
+
+    def read_classes(self, class_names: list[str], template: str | list[str]) -> None:
+        self.class_names, self.num_classes = list(class_names), len(class_names)
+        self.prompts = self.write_prompts(self.class_names, template)
+        self.encode_prompts()
+
+    def write_prompts(
+        self, class_names: list[str], template: str | list[str]
+    ) -> list[str]:
         """A prompt for each class."""
-        template = self.hparams["prompt"]
         if not isinstance(template, str):
             raise InputError(
                 f"{type(self).__name__} takes one prompt, not {template}; ZeroShotCLIP "
-                "takes a list."
+                "and LFA take a list."
             )
         return prompts_of(template, class_names)
+
+    def encode_prompts(self) -> None:
+        """Make of the prompts what is the same at every step: t (C, L, W)."""
+        with torch.no_grad():
+            t = self.backbone.encode_text_layers(self.prompts)
+        # Made from frozen weights: moved with the module, but not saved again.
+        self.register_buffer("text_features", t, persistent=False)
 
     def build(self) -> None:
         """Make the parameters that train; there are none unless a method says so."""
@@ -189,6 +244,11 @@ class CLIPAlgorithm(Algorithm):
     def predict(self, x):
         return self.logits(self.features(x))
 
+    def drop(self, features: torch.Tensor) -> torch.Tensor:
+        """Features with the share `dropout` of their entries at 0, in training only."""
+        rate = self.hparams["dropout"]
+        return F.dropout(features, rate) if rate and self.training else features
+
 
 @register
 class ZeroShotCLIP(CLIPAlgorithm):
@@ -201,13 +261,8 @@ class ZeroShotCLIP(CLIPAlgorithm):
     ALIASES = ("ZSCLIP",)
     MAX_STEPS = 1
 
-    def write_prompts(self, class_names):
-        """A prompt for each template and class; number s C + c is template s's of c."""
-        templates = self.hparams["prompt"]
-        templates = [templates] if isinstance(templates, str) else templates
-        if not templates:
-            raise InputError("hyperparameter prompt is an empty list of templates.")
-        return [prompt for s in templates for prompt in prompts_of(s, class_names)]
+    def write_prompts(self, class_names, template):
+        return prompts_of_all(template, class_names)
 
     def logits(self, z):
         image = unit(z[:, -1] @ self.backbone.image_projection)  # (B, E)
@@ -232,7 +287,7 @@ class LinearProbeCLIP(CLIPAlgorithm):
     """Zero-shot CLIP with both projections trained, D E + W E parameters.
 
     The LFA paper's linear probe. `layer` names the image layer it reads, counted from
-    0 or, if negative, from the end.
+    0 or, if negative, from the end. `dropout` acts on the unit embeddings.
     """
 
     ALIASES = ("LPCLIP",)
@@ -240,16 +295,29 @@ class LinearProbeCLIP(CLIPAlgorithm):
 
     @classmethod
     def hparam_rows(cls, dataset):
-        return super().hparam_rows(dataset) | {"layer": (-1, None)}
+        return super().hparam_rows(dataset) | {
+            "layer": (-1, None),
+            "train_text": (True, None),  # whether the text's projection trains, too
+            "dropout": (0.0, None),
+        }
+
+    @classmethod
+    def few_shot_rows(cls, dataset, shots):
+        return super().few_shot_rows(dataset, shots) | {
+            "train_text": (False, None),
+            "dropout": (0.2, None),
+        }
 
     def build(self):
         self.image_projection = nn.Parameter(self.backbone.image_projection.clone())
-        self.text_projection = nn.Parameter(self.backbone.text_projection.clone())
+        self.text_projection = nn.Parameter(
+            self.backbone.text_projection.clone(), self.hparams["train_text"]
+        )
 
     def logits(self, z):
         image = unit(z[:, self.hparams["layer"]] @ self.image_projection)  # (B, E)
         text = unit(self.text_features[:, -1] @ self.text_projection)  # (C, E)
-        return self.backbone.scale * image @ text.T
+        return self.backbone.scale * self.drop(image) @ self.drop(text).T
 
 
 class Projection(nn.Module):
@@ -279,7 +347,11 @@ class LFA(CLIPAlgorithm):
 
     Eight projections train, each a copy of CLIP's own: 3 D E + 5 W E parameters. The
     image's query pools the image's layers; each class pools its text's layers with its
-    own query (self) and, weighing `beta`, with the image's (cross).
+    own query (self) and, weighing `beta`, with the image's (cross). Of several prompts
+    the pooled vectors are averaged.
+
+    `start` released is that of LFA's code for few shots: queries and keys at random,
+    within 1 / sqrt of their inputs' number. `dropout` acts on the layer features.
     """
 
     ALIASES = ("CLIP_LFA",)
@@ -290,36 +362,56 @@ class LFA(CLIPAlgorithm):
         return super().hparam_rows(dataset) | {
             "beta": (0.9, None),
             "rank": (None, None),
+            "start": ("clip", None),
+            "dropout": (0.0, None),
         }
 
+    @classmethod
+    def few_shot_rows(cls, dataset, shots):
+        return super().few_shot_rows(dataset, shots) | {
+            "start": ("released", None),
+            "dropout": (0.2, None),
+        }
+
+    def write_prompts(self, class_names, template):
+        return prompts_of_all(template, class_names)
+
     def build(self):
-        rank = self.hparams["rank"]
+        start = self.hparams["start"]
+        if start not in STARTS:
+            raise UnknownNameError("value of the hyperparameter start:", start, STARTS)
         of_image, of_text = (
             self.backbone.image_projection,
             self.backbone.text_projection,
         )
-        self.image_q, self.image_k, self.image_v = (
-            Projection(of_image, rank) for _ in range(3)
-        )
-        self.self_q, self.self_k, self.self_v = (
-            Projection(of_text, rank) for _ in range(3)
-        )
-        self.cross_k, self.cross_v = (Projection(of_text, rank) for _ in range(2))
+        for name, own in LFA_PROJECTIONS.items():
+            weight = of_image if own == "image" else of_text
+            if start == "released" and not name.endswith("_v"):
+                bound = len(weight) ** -0.5
+                weight = torch.empty_like(weight).uniform_(-bound, bound)
+            setattr(self, name, Projection(weight, self.hparams["rank"]))
 
     def logits(self, z):
-        return self.plain_logits(z) if self.hparams["rank"] else self.fast_logits(z)
+        z, t = self.drop(z), self.drop(self.text_features)
+        plain = self.hparams["rank"] or len(t) > self.num_classes
+        return self.plain_logits(z, t) if plain else self.fast_logits(z, t)
 
-    def plain_logits(self, z: torch.Tensor) -> torch.Tensor:
+    def adapt(self, image: torch.Tensor) -> torch.Tensor:
+        """The image's pooled vector (B, E) as it is compared; CLIP-Adapter's place."""
+        return image
+
+    def plain_logits(self, z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """The definition. For every image and class it holds a vector (E,)."""
-        t, beta = self.text_features, self.hparams["beta"]
+        t, beta = t.unflatten(0, (-1, self.num_classes)), self.hparams["beta"]
         q = self.image_q(z[:, -1])  # (B, E)
-        image = unit(attend(q, self.image_k(z), self.image_v(z)))  # (B, E)
-        own = unit(attend(self.self_q(t[:, -1]), self.self_k(t), self.self_v(t)))
-        cross = unit(attend(q[:, None], self.cross_k(t), self.cross_v(t)))  # (B, C, E)
+        image = self.adapt(attend(q, self.image_k(z), self.image_v(z)))  # (B, E)
+        own = attend(self.self_q(t[:, :, -1]), self.self_k(t), self.self_v(t))
+        cross = attend(q[:, None, None], self.cross_k(t), self.cross_v(t))
+        own, cross = unit(own.mean(0)), unit(cross.mean(1))  # (C, E), (B, C, E)
         mixed = beta * cross + (1 - beta) * own  # linear, so mixed before the product
-        return self.backbone.scale * torch.einsum("be,bce->bc", image, mixed)
+        return self.backbone.scale * torch.einsum("be,bce->bc", unit(image), mixed)
 
-    def fast_logits(self, z: torch.Tensor) -> torch.Tensor:
+    def fast_logits(self, z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """The same numbers with about L times fewer operations.
 
         Only one query asks, so W_k goes to its side, and W_v behind the sum over
@@ -327,9 +419,10 @@ class LFA(CLIPAlgorithm):
         vector, sum_l p_l v_l, only in a product and a norm: image . cross is
         sum_l p_l (image . v_l), |cross|^2 is p^T G p with G = V V^T of each class.
         """
-        t, beta = self.text_features, self.hparams["beta"]
+        beta = self.hparams["beta"]
         q = self.image_q(z[:, -1])  # (B, E)
-        image = unit(pool(q, z, self.image_k.weight, self.image_v.weight))  # (B, E)
+        image = self.adapt(pool(q, z, self.image_k.weight, self.image_v.weight))
+        image = unit(image)  # (B, E)
         own = self.self_q(t[:, -1])
         own = unit(pool(own, t, self.self_k.weight, self.self_v.weight))  # (C, E)
         # weigh(q[:, None], t, ...), written so that it is one matrix product
@@ -348,16 +441,21 @@ class LFA(CLIPAlgorithm):
         compared as they are: what the other layers have to rescue where it is wrong.
         """
         t, beta = self.text_features[:, -1], self.hparams["beta"]  # (C, W)
-        image = unit(self.image_v(z[:, -1]))  # (B, E)
+        t = t.unflatten(0, (-1, self.num_classes)).mean(0)
+        image = unit(self.adapt(self.image_v(z[:, -1])))  # (B, E)
         text = beta * unit(self.cross_v(t)) + (1 - beta) * unit(self.self_v(t))
         return self.backbone.scale * image @ text.T
 
     def layer_attention(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        """How much each layer weighs: image (B, L), self (C, L), cross (B, C, L)."""
-        z, t = self.features(x), self.text_features
+        """How much each layer weighs: image (B, L), self (C, L), cross (B, C, L).
+
+        Of several prompts it is their mean.
+        """
+        z = self.features(x)
+        t = self.text_features.unflatten(0, (-1, self.num_classes))
         q = self.image_q(z[:, -1])
         return {
             "image": attention(q, self.image_k(z)),
-            "self": attention(self.self_q(t[:, -1]), self.self_k(t)),
-            "cross": attention(q[:, None], self.cross_k(t)),
+            "self": attention(self.self_q(t[:, :, -1]), self.self_k(t)).mean(0),
+            "cross": attention(q[:, None, None], self.cross_k(t)).mean(1),
         }

@@ -55,8 +55,8 @@ class QLoRACLIP(CLIPAlgorithm):
     def load_backbone(self):
         return QLoRABackbone(*read_clip(self.hparams["clip_backbone"]), self.hparams)
 
-    def build(self):
-        del self.text_features  # the text tower trains: encoded anew at every step
+    def encode_prompts(self):
+        """Nothing: the text tower trains, and they are encoded anew at every step."""
 
     def logits(self, z):
         t = self.backbone.encode_text_layers(self.prompts)  # (C, L, W)
@@ -100,8 +100,8 @@ class QLoRALFA(LFA):
             backbone.load_state_dict(adapters)
         return backbone.freeze()
 
-    def build(self):
-        super().build()
+    def encode_prompts(self):
+        super().encode_prompts()
         # Made by adapters that a state dict brings: saved with them.
         self.register_buffer("text_features", self.text_features)
 

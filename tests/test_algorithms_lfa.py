@@ -82,8 +82,9 @@ def test_several_prompts_are_averaged_as_unit_embeddings():
 
 
 def test_several_prompts_are_zero_shots_only():
-    with pytest.raises(InputError, match=r"LFA takes one prompt, not .*ZeroShotCLIP"):
-        make("LFA", prompt=["a {name}", "{name}"])
+    message = r"LinearProbeCLIP takes one prompt, not .*ZeroShotCLIP"
+    with pytest.raises(InputError, match=message):
+        make("LinearProbeCLIP", prompt=["a {name}", "{name}"])
 
 
 @torch.no_grad()
@@ -116,7 +117,7 @@ def test_the_fast_head_has_the_plain_ones_numbers_and_gradients():
     y = torch.tensor([0, 1, 2, 1, 0])
     results = []
     for head in (lfa.plain_logits, lfa.fast_logits):
-        logits = head(z)
+        logits = head(z, lfa.text_features)
         loss = torch.nn.functional.cross_entropy(logits, y)
         results.append((logits, *torch.autograd.grad(loss, trained)))
     for plain, fast in zip(*results, strict=True):
@@ -127,8 +128,9 @@ def test_the_fast_head_has_the_plain_ones_numbers_and_gradients():
 def test_the_fast_head_is_used_unless_there_is_a_rank():
     z = torch.randn(2, 8, 128)
     full, low = make("LFA"), make("LFA", rank=2).eval()
-    assert torch.equal(full.logits(z), full.fast_logits(z))
-    assert torch.equal(low.logits(z), low.plain_logits(z))
+    t = full.text_features
+    assert torch.equal(full.logits(z), full.fast_logits(z, t))
+    assert torch.equal(low.logits(z), low.plain_logits(z, t))
 
 
 @torch.no_grad()
@@ -249,3 +251,113 @@ def test_images_and_their_features_train_alike():
 ])  # fmt: skip
 def test_names_that_lfas_users_know(alias, name):
     assert get_algorithm_class(alias) is get_algorithm_class(name)
+
+
+ASKABLE = ["ZeroShotCLIP", "ZeroShotCLIPName", "LinearProbeCLIP", "LFA", "DPLCLIP"]
+
+
+@pytest.mark.parametrize("name", ASKABLE)
+@torch.no_grad()
+def test_asking_for_other_classes_changes_the_texts_alone(name):
+    torch.manual_seed(0)
+    algorithm, x = make(name), torch.randn(2, 3, 48, 48)
+    for parameter in algorithm.parameters():
+        if parameter.requires_grad:
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    algorithm.eval()
+    state = {n: v.clone() for n, v in algorithm.named_parameters()}
+    before = algorithm.predict(x)
+    algorithm.ask(["moon", "red_car"], "a drawing of a {name}.")
+    assert algorithm.predict(x).shape == (2, 2)
+    assert algorithm.prompts[1] == "a drawing of a red car."
+    algorithm.ask(list(reversed(NAMES)))
+    torch.testing.assert_close(algorithm.predict(x), before.flip(1))
+    algorithm.ask(NAMES)
+    assert torch.equal(algorithm.predict(x), before)
+    after = dict(algorithm.named_parameters())
+    assert all(torch.equal(after[n], v) for n, v in state.items())
+
+
+def test_what_was_learnt_of_some_classes_answers_for_others():
+    lfa = make("LFA", lr=0.1)
+    for _ in range(3):
+        lfa.update(batches())
+    saved = lfa.state_dict()
+    others = ["moon", "car"]
+    lfa.eval().ask(others)
+    fresh = make("LFA")
+    fresh.ask(others)
+    fresh.load_state_dict(saved)
+    z = torch.randn(2, 8, 128)
+    assert torch.equal(fresh.eval().logits(z), lfa.logits(z))
+
+
+def test_weights_of_classes_answer_for_no_others():
+    probe = make("LinearERM")
+    probe.ask(NAMES)
+    with pytest.raises(InputError, match=r"LinearERM has weights for each .*moon"):
+        probe.ask(["moon", "car", "dog"])
+
+
+def test_released_queries_and_keys_start_at_random_values_at_clips():
+    torch.manual_seed(0)
+    lfa = make("LFA", start="released")
+    tower = lfa.backbone
+    for name in ("image", "self", "cross"):
+        own = tower.image_projection if name == "image" else tower.text_projection
+        assert torch.equal(getattr(lfa, f"{name}_v").weight, own)
+        key = getattr(lfa, f"{name}_k").weight
+        bound = len(own) ** -0.5
+        assert key.abs().max() <= bound
+        assert key.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
+    assert not torch.equal(lfa.image_q.weight, lfa.image_k.weight)
+    with pytest.raises(InputError, match="released"):
+        make("LFA", start="random")
+
+
+def test_dropout_acts_on_layer_features_in_training_only():
+    lfa, plain = make("LFA", dropout=0.2), make("LFA")
+    z = torch.randn(3, 8, 128)
+    assert torch.equal(lfa.eval().logits(z), plain.logits(z))
+    torch.manual_seed(5)
+    dropped = lfa.train().logits(z)
+    torch.manual_seed(5)
+    z_mask = torch.nn.functional.dropout(torch.ones_like(z), 0.2)
+    t_mask = torch.nn.functional.dropout(torch.ones_like(lfa.text_features), 0.2)
+    expected = plain.fast_logits(z * z_mask, lfa.text_features * t_mask)
+    torch.testing.assert_close(dropped, expected)
+
+
+def test_the_probes_dropout_acts_on_unit_embeddings():
+    probe = make("LinearProbeCLIP", dropout=0.2, train_text=False)
+    trained = [n for n, p in probe.named_parameters() if p.requires_grad]
+    assert trained == ["image_projection"]
+    z = torch.randn(3, 8, 128)
+    torch.manual_seed(5)
+    dropped = probe.logits(z)
+    torch.manual_seed(5)
+    image = unit(z[:, -1] @ probe.backbone.image_projection)
+    text = unit(probe.text_features[:, -1] @ probe.backbone.text_projection)
+    image, text = (torch.nn.functional.dropout(v, 0.2) for v in (image, text))
+    torch.testing.assert_close(dropped, probe.backbone.scale * image @ text.T)
+
+
+@torch.no_grad()
+def test_lfa_averages_the_pooled_vectors_of_several_prompts():
+    templates = ["a photo of a {name}.", "art of the {name}."]
+    several = make("LFA", prompt=templates)
+    singles = [make("LFA", prompt=s) for s in templates]
+    z = torch.randn(2, 8, 128)
+    logits = several.logits(z)
+    q = singles[0].image_q(z[:, -1])
+    image = unit(attend(q, several.image_k(z), several.image_v(z)))
+    own, cross = 0, 0
+    for one in singles:
+        t = one.text_features
+        own = own + attend(one.self_q(t[:, -1]), one.self_k(t), one.self_v(t)) / 2
+        cross = cross + attend(q[:, None], one.cross_k(t), one.cross_v(t)) / 2
+    mixed = 0.9 * unit(cross) + 0.1 * unit(own)
+    expected = several.backbone.scale * torch.einsum("be,bce->bc", image, mixed)
+    torch.testing.assert_close(logits, expected)
+    twice = make("LFA", prompt=templates[:1] * 2).logits(z)
+    torch.testing.assert_close(twice, singles[0].logits(z), rtol=1e-4, atol=1e-4)
