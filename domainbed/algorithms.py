@@ -34,6 +34,7 @@ ORDER = tuple(
 
     DeiT HViT
     ZeroShotCLIP ZeroShotCLIPName LinearProbeCLIP LFA DPLCLIP QLoRACLIP QLoRALFA
+    Head2ToeLinear Head2Toe VQT ARC ARC_att MAM UniPT SHERL LST HST BatchFormerCLIP
     LinearERM FineTuneCLIP MIRO
     """.split()  # noqa: SIM905
 )

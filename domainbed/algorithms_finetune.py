@@ -84,6 +84,8 @@ class FineTuneCLIP(TrainedTower):
     embeddings.
     """
 
+    ALIASES = ("FINETUNING",)
+
     def build(self):
         super().build()
         text = unit(self.text_features[:, -1] @ self.backbone.text_projection)  # (C, E)

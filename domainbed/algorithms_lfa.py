@@ -202,18 +202,16 @@ class CLIPAlgorithm(Algorithm):
         """z (B, L, D) of images (B, channels, height, width); x itself if it is z."""
         if self.given != "images":
             return x
-        return self.backbone.encode_image_layers(self.images(x))
+        return self.stored_kind.encode(self.images(x))
 
     def images(self, x: torch.Tensor) -> torch.Tensor:
         """Images as CLIP takes them; InputError if x are none."""
         if x.ndim != 4:
             frozen = self.TAKES_FEATURES
-            what = (
-                "was told no kind of features" if frozen else "trains its image tower"
-            )
+            what = "was told no kind of" if frozen else "takes no stored"
             raise InputError(
-                f"{type(self).__name__} {what} and needs images (B, channels, H, W), "
-                f"not {tuple(x.shape)}."
+                f"{type(self).__name__} {what} features and needs images "
+                f"(B, channels, H, W), not {tuple(x.shape)}."
             )
         return x if self.hparams["clip_transform"] else self.backbone.from_imagenet(x)
 

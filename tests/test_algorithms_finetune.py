@@ -50,7 +50,7 @@ def test_linear_erm_reads_the_embedding_or_stored_features():
 def test_a_trained_tower_refuses_layer_features(name):
     algorithm = make(name)
     assert not algorithm.TAKES_FEATURES
-    with pytest.raises(InputError, match=f"{name} trains its image tower and needs"):
+    with pytest.raises(InputError, match=f"{name} takes no stored features"):
         algorithm.predict(torch.randn(2, 8, 128))
 
 
