@@ -47,6 +47,7 @@ setup(
         "tqdm",
         "filelock",
         "safetensors",
+        "scipy",
     ],
     extras_require={
         **EXTRAS,

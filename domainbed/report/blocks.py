@@ -18,6 +18,7 @@ from domainbed.report.parts import (
     table,
 )
 from domainbed.tables import frames
+from domainbed.tables.ties import ties
 
 MOST_CLASSES = 24  # rows of a picture
 MOST_HPARAMS = 6  # columns of a picture
@@ -108,7 +109,8 @@ def accuracy_part(own: Chosen) -> Part:
         table(accs[["algorithm", "environment", "trial_seed", "test"]]),
     )
     pictures = [heat, trials] if len(mean) > 1 else [trials]
-    return Part(own.method.name, summary=summary(mean, err), pictures=pictures)
+    words = [ties(accs).in_words] if len(mean) > 1 else []
+    return Part(own.method.name, words, summary(mean, err), pictures)
 
 
 def selection_part(own: Chosen) -> Part:

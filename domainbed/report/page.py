@@ -22,6 +22,7 @@ from domainbed.report.coverage import STATES, coverage_block, read_runs, unknown
 from domainbed.report.parts import Block, Part, plural, summary
 from domainbed.report.svg import PALETTE
 from domainbed.tables import frames
+from domainbed.tables.ties import ties
 
 Methods = Sequence[type[SelectionMethod]]
 TEMPLATE = Path(__file__).parents[1] / "assets" / "report.html"
@@ -117,10 +118,12 @@ def overview(
         if frame.empty:
             parts.append(absent(method))
             continue
-        means = frames.averages(data.accuracies(frame[frame["chosen"]]))
+        accs = data.accuracies(frame[frame["chosen"]])
+        means = frames.averages(accs)
         means["environment"] = means["dataset"]
         mean, err = data.wide(means, names)
         mean[frames.AVERAGE] = mean.apply(frames.mean_of, axis=1)
         err[frames.AVERAGE] = float("nan")
-        parts.append(Part(method.name, summary=summary(mean, err)))
+        words = [ties(accs).in_words] if len(mean) > 1 else []
+        parts.append(Part(method.name, words, summary(mean, err)))
     return parts

@@ -20,6 +20,7 @@ from domainbed.lib.query import Q
 from domainbed.lib.reporting import printable
 from domainbed.tables import formats, frames, paper
 from domainbed.tables.text import format_mean, print_results_tables, print_table
+from domainbed.tables.ties import Ties, ties
 
 __all__ = ["format_mean", "main", "print_table"]  # the contract's names
 
@@ -175,18 +176,31 @@ def framed_tables(
     if form in ("csv", "json"):
         return getattr(formats, form)(pd.concat([*longs.values(), published]))
     names = frames.in_order(records.select("args.algorithm"), algorithms.ALGORITHMS)
-    wides = {
-        method: frames.wide_forms(pd.concat([long, published]), names)
-        for method, long in longs.items()
+    tables = {
+        method: with_ties(frames.wide_forms(pd.concat([long, published]), names), accs)
+        for (method, accs), long in zip(chosen.items(), longs.values(), strict=True)
     }
     if form == "paper":
-        return paper.document(wides)
+        return paper.document(tables)
     titled = {
-        f"{title}, model selection: {method.name}": wide
-        for method, forms in wides.items()
-        for title, wide in forms.items()
+        f"{title}, model selection: {method.name}": table
+        for method, own in tables.items()
+        for title, table in own.items()
     }
     return getattr(formats, form)(titled)
+
+
+def with_ties(
+    forms: dict[str, pd.DataFrame], accs: pd.DataFrame
+) -> dict[str, tuple[pd.DataFrame, Ties]]:
+    """Each wide form with what the accuracies behind it can tell apart."""
+    return {
+        title: (
+            form,
+            ties(accs if title == frames.AVERAGES else accs[accs["dataset"] == title]),
+        )
+        for title, form in forms.items()
+    }
 
 
 def deliver(text: str, args: argparse.Namespace) -> None:

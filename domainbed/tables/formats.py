@@ -7,6 +7,7 @@ import pandas as pd
 
 from domainbed.lib.reporting import printable
 from domainbed.tables.frames import MEASURED
+from domainbed.tables.ties import Ties
 
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
@@ -39,16 +40,26 @@ def texts(form: pd.DataFrame, column: str, sign: str = "±") -> list[str]:
     ]
 
 
-def cells(form: pd.DataFrame) -> pd.DataFrame:
-    """A wide form as its reader sees it; published rows bring a column Source."""
+def cells(form: pd.DataFrame, ties: Ties) -> pd.DataFrame:
+    """A wide form as its reader sees it; published rows bring a column Source.
+
+    The letters of rows that cannot be told apart have a column Alike.
+    """
     frame = pd.DataFrame(
         {"Algorithm": form.index.get_level_values("algorithm").map(printable)}
         | {printable(column): texts(form, column) for column in form["mean"].columns}
     )
+    if ties.letters:
+        frame["Alike"] = [letters_of(ties, row[0], row[2]) for row in form.index]
     if {*form.index.get_level_values("source")} - {MEASURED}:
         of = ("; ".join(filter(None, row[:2])) for row in form.index)
         frame["Source"] = [printable(text) for text in of]
     return frame
+
+
+def letters_of(ties: Ties, source: str, algorithm: str) -> str:
+    """A row's letters with commas; published rows have none."""
+    return ",".join(ties.letters.get(algorithm, ())) if source == MEASURED else ""
 
 
 def as_records(frame: pd.DataFrame) -> pd.DataFrame:
@@ -69,8 +80,8 @@ def json(frame: pd.DataFrame) -> str:
     return as_records(frame).to_json(orient="records", indent=1) + "\n"
 
 
-def markdown(forms: dict[str, pd.DataFrame]) -> str:
-    """A heading and a table for each wide form."""
+def markdown(tables: dict[str, tuple[pd.DataFrame, Ties]]) -> str:
+    """For each wide form a heading, a table and what can be told apart in it."""
 
     def plain(text: str) -> str:
         return re.sub(r"([\\`*_\[\]<|~&$])", r"\\\1", text)
@@ -79,18 +90,21 @@ def markdown(forms: dict[str, pd.DataFrame]) -> str:
         return f"| {' | '.join(map(plain, row))} |"
 
     parts = []
-    for title, form in forms.items():
-        frame = cells(form)
+    for title, (form, ties) in tables.items():
+        frame = cells(form, ties)
         rule = "|---" * len(frame.columns) + "|"
         lines = [line([*frame.columns]), rule, *map(line, frame.to_numpy().tolist())]
-        parts.append("\n".join([f"## {plain(printable(title))}", "", *lines, ""]))
+        note = plain(printable(ties.note))
+        heading = f"## {plain(printable(title))}"
+        parts.append("\n".join([heading, "", *lines, "", note, ""]))
     return "\n".join(parts)
 
 
-def html(forms: dict[str, pd.DataFrame]) -> str:
-    """A page with a heading and a table for each wide form."""
+def html(tables: dict[str, tuple[pd.DataFrame, Ties]]) -> str:
+    """As `markdown`, a page."""
     parts = []
-    for title, form in forms.items():
-        table = cells(form).to_html(index=False, border=0, justify="left")
-        parts.append(f"<h2>{escape(printable(title))}</h2>\n{table}")
+    for title, (form, ties) in tables.items():
+        table = cells(form, ties).to_html(index=False, border=0, justify="left")
+        note = escape(printable(ties.note))
+        parts.append(f"<h2>{escape(printable(title))}</h2>\n{table}\n<p>{note}</p>")
     return PAGE.format("\n".join(parts))

@@ -6,8 +6,9 @@ from domainbed import algorithms
 from domainbed.lib.errors import InputError
 from domainbed.lib.reporting import printable
 from domainbed.model_selection import SelectionMethod
-from domainbed.tables.formats import texts
+from domainbed.tables.formats import letters_of, texts
 from domainbed.tables.frames import AVERAGES, MEASURED, as_shown
+from domainbed.tables.ties import Ties
 
 GROUPS = ZERO_SHOT, FROZEN, TUNED, OTHERS, PUBLISHED = (
     "Zero-shot CLIP",
@@ -60,8 +61,8 @@ def marked(cells: list[str], means: pd.Series) -> list[str]:
     ]
 
 
-def body(form: pd.DataFrame) -> str:
-    """A wide form's rows by group."""
+def body(form: pd.DataFrame, ties: Ties) -> str:
+    """A wide form's rows by group, with the letters of those that are alike."""
     measured = form.index.get_level_values("source") == MEASURED
     n = measured.sum()  # they come first
     columns = []
@@ -71,7 +72,9 @@ def body(form: pd.DataFrame) -> str:
         columns.append(best + cells[n:])
     groups: dict[str, list[str]] = {group: [] for group in GROUPS}
     for (source, _, name), *cells in zip(form.index, *columns, strict=True):
-        line = " & ".join([escape(name), *cells]) + r" \\"
+        letters = letters_of(ties, source, name)
+        mark = f"$^{{{letters}}}$" if letters else ""
+        line = " & ".join([escape(name) + mark, *cells]) + r" \\"
         groups[group_of(source, name)].append(line)
     parts = ["\n".join(lines) for lines in groups.values() if lines]
     if len(parts) > 1:
@@ -81,25 +84,25 @@ def body(form: pd.DataFrame) -> str:
     return "\n\\midrule\n".join(parts)
 
 
-def table(title: str, form: pd.DataFrame, selection: str) -> str:
+def table(title: str, form: pd.DataFrame, ties: Ties, selection: str) -> str:
     """A wide form as a LaTeX table."""
     columns = [escape(name) for name in form["mean"].columns]
     return rf"""\begin{{table}}
-\caption{{{caption(title, form, selection)}}}
+\caption{{{caption(title, form, ties, selection)}}}
 \centering
 \adjustbox{{max width=\textwidth}}{{%
 \begin{{tabular}}{{l{"c" * len(columns)}}}
 \toprule
 {" & ".join(["Algorithm", *columns])} \\
 \midrule
-{body(form)}
+{body(form, ties)}
 \bottomrule
 \end{{tabular}}}}
 \end{{table}}"""
 
 
-def caption(title: str, form: pd.DataFrame, selection: str) -> str:
-    """What the table shows and how it was made."""
+def caption(title: str, form: pd.DataFrame, ties: Ties, selection: str) -> str:
+    """What the table shows, how it was made, and what its marks claim."""
     what = "the test domains of each dataset" if title == AVERAGES else escape(title)
     trials = sorted({int(n) for n in form["n"].stack() if n > 0})
     number = " to ".join(map(str, dict.fromkeys(trials[:1] + trials[-1:]))) or "no"
@@ -108,6 +111,7 @@ def caption(title: str, form: pd.DataFrame, selection: str) -> str:
         f"Test accuracy in percent on {what}, mean and standard error over {number}.",
         f"Model selection: {escape(selection)}.",
         "Bold: the best; underlined: the second.",
+        escape(ties.note),
     ]
     sources = [*form.index.get_level_values("source").unique()]
     sources = [escape(source) for source in sources if source not in (MEASURED, "")]
@@ -118,11 +122,13 @@ def caption(title: str, form: pd.DataFrame, selection: str) -> str:
     return " ".join(parts)
 
 
-def document(wides: dict[type[SelectionMethod], dict[str, pd.DataFrame]]) -> str:
+def document(
+    tables: dict[type[SelectionMethod], dict[str, tuple[pd.DataFrame, Ties]]],
+) -> str:
     """A LaTeX document of all tables."""
     parts = [
-        table(title, form, method.name)
-        for method, forms in wides.items()
-        for title, form in forms.items()
+        table(title, form, ties, method.name)
+        for method, own in tables.items()
+        for title, (form, ties) in own.items()
     ]
     return START + "\n\n".join(parts) + "\n\\end{document}\n"
