@@ -15,19 +15,7 @@ import torch
 
 from domainbed.lib import misc
 from domainbed.lib.errors import InputError
-
-# Where and how a run works, not what it finds: these may change when it goes on.
-MAY_DIFFER = (
-    "output_dir",
-    "num_workers",
-    "feature_dir",
-    "strict_fingerprint",
-    "skip_model_save",
-    "save_model_every_checkpoint",
-    "no_resume",
-    "no_tensorboard",
-    "quiet",
-)
+from domainbed.lib.identity import differences
 
 
 class OtherRunError(InputError):
@@ -48,13 +36,7 @@ class RunRecords:
             before = json.loads(self.about.read_text())["args"]
         except (OSError, ValueError, KeyError, TypeError):
             return  # nothing is known of it
-        now = misc.plain(args)
-        names = sorted({*before, *now} - {*MAY_DIFFER})
-        changes = [
-            f"--{name} was {before.get(name)} and is {now.get(name)}"
-            for name in names
-            if before.get(name) != now.get(name)
-        ]
+        changes = differences(before, misc.plain(args))
         if changes:
             raise OtherRunError(
                 f"{self.folder} holds a run with other arguments: {', '.join(changes)}."

@@ -1,0 +1,37 @@
+"""What makes two runs one, and that every flag of a run is on one of the lists."""
+
+import pytest
+
+from domainbed.lib.identity import DECISIVE, NEUTRAL, differences, identity
+from domainbed.scripts import train
+
+
+def test_every_flag_changes_numbers_or_does_not():
+    flags = vars(train.parse_args([]))
+    assert {*flags} == {*DECISIVE, *NEUTRAL}
+    assert not {*DECISIVE} & {*NEUTRAL}
+    assert {name: flags[name] for name in DECISIVE} == DECISIVE
+
+
+@pytest.mark.parametrize("name", NEUTRAL)
+def test_where_and_how_a_run_works_makes_no_other_run(name):
+    args = {"dataset": "PACS", "seed": 3}
+    assert identity({**args, name: "x"}) == identity(args)
+    assert differences({**args, name: "x"}, {**args, name: "y"}) == []
+
+
+def test_an_older_version_knew_fewer_flags():
+    old = {"dataset": "PACS", "seed": 3}
+    assert differences(old, {**old, "no_feature_store": False, "steps": None}) == []
+    assert differences(old, {**old, "steps": 5}) == ["--steps was None and is 5"]
+
+
+def test_an_unknown_argument_makes_another_run():
+    assert differences({}, {"shots": 4}) == ["--shots was None and is 4"]
+
+
+@pytest.mark.parametrize("text", ['{"lr":0.1,"rank":2}', '{"rank": 2, "lr": 1e-1}'])
+def test_hparams_are_compared_by_what_they_say(text):
+    assert differences({"hparams": '{"lr": 0.1, "rank": 2}'}, {"hparams": text}) == []
+    assert differences({"hparams": None}, {"hparams": "{}"}) == []
+    assert differences({"hparams": text}, {}) != []
