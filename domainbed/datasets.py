@@ -8,7 +8,7 @@ entry-point group `domainbed.datasets` is in DATASETS.
 
 import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +26,20 @@ from domainbed.lib.registry import Registry
 ANY_FOLDER = "ImageFolder:"
 REGISTRY = Registry("dataset")
 register = REGISTRY.register
+# Datasets that are made of what stands behind a prefix, a path.
+MADE: dict[str, Callable[[Path], type["MultipleDomainDataset"]]] = {}
 
 
 def get_dataset_class(name: str) -> type["MultipleDomainDataset"]:
     """The dataset of that name; NotImplementedError if there is none.
 
-    `ImageFolder:PATH` is the folder PATH/<environment>/<class>/<image>.
+    `ImageFolder:PATH` is the folder PATH/<environment>/<class>/<image>, `Manifest:FILE`
+    the images that a file lists.
     """
-    if name.startswith(ANY_FOLDER):
-        return image_folder(Path(name.removeprefix(ANY_FOLDER)))
+    REGISTRY.load()
+    for prefix, make in MADE.items():
+        if name.startswith(prefix):
+            return make(Path(name.removeprefix(prefix)))
     return REGISTRY.get(name)
 
 
@@ -43,13 +48,19 @@ def num_environments(name: str) -> int:
     return len(get_dataset_class(name).ENVIRONMENTS)
 
 
+def of_task(task: str) -> list[str]:
+    """The datasets that a task can take, in the order of the tables."""
+    REGISTRY.load()
+    return [name for name in REGISTRY.names if task in REGISTRY.get(name).TASKS]
+
+
 def __getattr__(name: str) -> Any:
     """DATASETS, the names of all datasets, in the order of the tables; and each."""
     if name.startswith("__"):  # asked by the import of a family, which is half made
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     REGISTRY.load()
     if name == "DATASETS":
-        return REGISTRY.names
+        return of_task("domain_generalization")
     if name in REGISTRY.names:
         return REGISTRY.get(name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -68,6 +79,7 @@ class MultipleDomainDataset:
     ENVIRONMENTS: Sequence[str] = ()
     INPUT_SHAPE: tuple[int, ...] = ()
     ALIASES: tuple[str, ...] = ()
+    TASKS: tuple[str, ...] = ("domain_generalization", "domain_adaptation")
 
     datasets: list[Dataset]
     input_shape: tuple[int, ...]
@@ -326,6 +338,8 @@ def image_folder(folder: Path) -> type[MultipleEnvironmentImageFolder]:
         raise InputError(f"{folder} holds no folders of environments.")
     return type(f"{ANY_FOLDER}{folder}", (MultipleEnvironmentImageFolder,), facts)
 
+
+MADE[ANY_FOLDER] = image_folder
 
 NORMALIZE = [transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
 EVALUATE = transforms.Compose([transforms.Resize((224, 224)), *NORMALIZE])

@@ -3,6 +3,7 @@
 Sources, licences and attribution: `assets/README.md`.
 """
 
+import os
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -11,7 +12,12 @@ from typing import ClassVar
 
 from filelock import FileLock
 
-from domainbed.datasets import MultipleEnvironmentImageFolder, register
+from domainbed.datasets import (
+    MultipleEnvironmentImageFolder,
+    register,
+    subfolders,
+)
+from domainbed.datasets_few_shot import Item, Lists, split_by_class
 from domainbed.lib.errors import InputError
 
 
@@ -30,17 +36,18 @@ class EmojiDataset(MultipleEnvironmentImageFolder):
     def place(cls, house: str, name: str) -> tuple[str, str]:
         raise NotImplementedError
 
-    def find_folder(self, root):
+    @classmethod
+    def find_folder(cls, root):
         if root is None:
             raise InputError(
-                f"{type(self).__name__} needs --data_dir, a folder to unpack itself in."
+                f"{cls.__name__} needs --data_dir, a folder to unpack itself in."
             )
-        folder = Path(root) / self.FOLDER
+        folder = Path(root) / cls.FOLDER
         if not folder.is_dir():
             folder.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{folder}.lock"):
                 if not folder.is_dir():
-                    unpack(self.ARCHIVE, folder, self.place)
+                    unpack(cls.ARCHIVE, folder, cls.place)
         return folder
 
 
@@ -55,6 +62,16 @@ class EmojiDG(EmojiDataset):
 
     FOLDER = "emoji_dg"
     ENVIRONMENTS = ("fluent", "noto", "openmoji", "twemoji")
+    TASKS = (*EmojiDataset.TASKS, "few_shot")
+    TEMPLATE = "a photo of a {name}"
+
+    @classmethod
+    def few_shot_lists(cls, root, source=None):
+        source = source or cls.ENVIRONMENTS[0]
+        folder, names, parts = split_emoji(root)
+        train, val = (drawn_by(source, parts[part]) for part in ("train", "val"))
+        tests = {h: drawn_by(h, parts["test"]) for h in cls.ENVIRONMENTS}
+        return Lists(folder, names, train, val, tests)
 
     @classmethod
     def place(cls, house, name):
@@ -78,11 +95,54 @@ class EmojiHouses(EmojiDataset):
         "faces": ("face",),
         "food": ("dessert", "drink", "fruit", "meal", "plant", "vegetable"),
     }
+    TASKS = (*EmojiDataset.TASKS, "few_shot")
+    TEMPLATE = "a {name}."
+    STYLES: ClassVar = {
+        "fluent": "glossy three dimensional icon",
+        "noto": "flat icon with soft shading",
+        "openmoji": "black line drawing",
+        "twemoji": "flat icon",
+    }
+
+    @classmethod
+    def few_shot_lists(cls, root, source=None):
+        folder, _, parts = split_emoji(root)
+        items = {
+            part: [
+                (path, label)
+                for label, house in enumerate(cls.STYLES)
+                for path, _ in drawn_by(house, emoji)
+            ]
+            for part, emoji in parts.items()
+        }
+        names, test = [*cls.STYLES.values()], {"test": items["test"]}
+        return Lists(folder, names, items["train"], items["val"], test)
 
     @classmethod
     def place(cls, house, name):
         kinds = (kind for kind, names in cls.DRAWN.items() if name in names)
         return next(kinds, "objects"), house
+
+
+def split_emoji(root: str | None) -> tuple[Path, list[str], dict[str, list[Item]]]:
+    """EmojiDG's folder, its classes, and its emoji split once for all houses.
+
+    All houses drew the same emoji: what is tested was drawn by nobody whose drawings
+    train.
+    """
+    folder = EmojiDG.find_folder(root)
+    any_house = folder / EmojiDG.ENVIRONMENTS[0]
+    names = subfolders(any_house)
+    files = {
+        label: [f"{name}/{file}" for file in sorted(os.listdir(any_house / name))]
+        for label, name in enumerate(names)
+    }
+    return folder, names, split_by_class(files, seed=0)
+
+
+def drawn_by(house: str, emoji: list[Item]) -> list[Item]:
+    """The house's drawings of those emoji."""
+    return [(f"{house}/{path}", label) for path, label in emoji]
 
 
 def unpack(

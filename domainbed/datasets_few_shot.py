@@ -1,0 +1,299 @@
+"""Datasets of the few-shot task: lists of images to train, validate and test on.
+
+What such a dataset gives is `few_shot_lists`; the task draws from them the environments
+of a run, `Shots`. Files and folders are those that CoOp's users have:
+https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md
+"""
+
+import json
+import os
+import random
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torchvision import transforms
+from torchvision.transforms.functional import InterpolationMode
+
+from domainbed.backbones import clip_transform
+from domainbed.datasets import (
+    ImageDataset,
+    ImageEnvironment,
+    MultipleDomainDataset,
+    get_dataset_class,
+)
+from domainbed.lib.errors import InputError
+from domainbed.lib.shots import half, k_shots
+
+Item = tuple[str, int]  # path of an image below the lists' folder, label
+PARTS = ("train", "val", "test")
+
+
+class Lists(NamedTuple):
+    """What the few-shot task draws from. `tests` may have several lists, by name."""
+
+    folder: Path
+    class_names: list[str]
+    train: list[Item]
+    val: list[Item]
+    tests: dict[str, list[Item]]
+
+
+class FewShotDataset(MultipleDomainDataset):
+    """A dataset for the few-shot task alone; each is a card.
+
+    Images lie in `root/FOLDER/IMAGES`, the lists in the file SPLIT beside it: an object
+    of `train`, `val` and `test`, lists of [path, label, class name]. The order of the
+    items decides which are drawn.
+    """
+
+    TASKS = ("few_shot",)
+    FOLDER: str
+    IMAGES: str
+    SPLIT: str
+    TEMPLATE = "a photo of a {name}."
+
+    @classmethod
+    def few_shot_lists(cls, root: str | None, source: str | None = None) -> Lists:
+        """The lists in the data folder `root`; InputError for what is not there."""
+        folder = cls.folder(root)
+        return read_split_file(folder / cls.SPLIT, folder / cls.IMAGES, cls.__name__)
+
+    @classmethod
+    def folder(cls, root: str | None) -> Path:
+        if root is None:
+            raise InputError(f"{cls.__name__} needs --data_dir, its folder.")
+        folder = Path(root) / cls.FOLDER
+        if not folder.is_dir():
+            raise InputError(
+                f"{cls.__name__} is not at {folder}; give the folder that holds "
+                f"{cls.FOLDER}/ as --data_dir."
+            )
+        return folder
+
+
+def read_split_file(path: Path, images: Path, dataset: str) -> Lists:
+    """The lists of a `split_zhou_<name>.json`; InputError, with the place, for others.
+
+    Nobody can make up a missing one: CoOp's code made it with the random state of
+    whoever ran it first.
+    """
+    if not path.is_file():
+        raise InputError(
+            f"{dataset} lacks its split file {path}; it decides which images are drawn "
+            "and is published with CoOp (DATASETS.md there links it)."
+        )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        parts = {part: content[part] for part in PARTS}
+        rows = {
+            part: [(str(p), y, str(n)) for p, y, n in parts[part]] for part in PARTS
+        }
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"the split file {path} is not an object of train, val and test, lists of "
+            f"[path, label, class name] ({type(error).__name__}: {error})."
+        ) from error
+    return lists_of(rows, images, path)
+
+
+def lists_of(
+    rows: dict[str, list[tuple[str, int, str]]], images: Path, source: Path
+) -> Lists:
+    """Lists of rows (path, label, class name), checked; `source` is where they stand.
+
+    InputError for labels with gaps or two names, paths outside of `images` and an image
+    that stands twice.
+    """
+    names: dict[int, str] = {}
+    seen: dict[str, str] = {}
+    for part, own in rows.items():
+        for path, label, name in own:
+            if type(label) is not int or names.setdefault(label, name) != name:
+                raise InputError(
+                    f"{source}: the label {label!r} of {path} is no number or has two "
+                    f"class names, {names.get(label)!r} and {name!r}."
+                )
+            if os.path.isabs(path) or ".." in Path(path).parts:
+                raise InputError(f"{source}: {path!r} leads out of {images}.")
+            if seen.setdefault(path, part) != part:
+                raise InputError(
+                    f"{source}: the image {path!r} stands in {seen[path]} and again in "
+                    f"{part}."
+                )
+    missing = sorted(set(range(max(names, default=-1) + 1)) - names.keys())
+    if missing or not names or min(names) < 0:
+        raise InputError(
+            f"{source}: labels must be 0, 1, ... without gaps; missing: "
+            f"{', '.join(map(str, missing[:5])) or 'all'}."
+        )
+    items = {part: [(path, label) for path, label, _ in rows[part]] for part in rows}
+    class_names = [names[label] for label in sorted(names)]
+    tests = {"test": items["test"]}
+    return Lists(images, class_names, items["train"], items["val"], tests)
+
+
+def split_by_class(files: dict[int, list[str]], seed: int) -> dict[str, list[Item]]:
+    """Half of each class's files to train on, a fifth to validate, the rest to test.
+
+    CoOp's rule for datasets without official parts, here with a seed of its own.
+    """
+    generator = random.Random(seed)
+    parts: dict[str, list[Item]] = {part: [] for part in PARTS}
+    for label, own in files.items():
+        order = list(own)
+        generator.shuffle(order)
+        n_train, n_val = round(0.5 * len(order)), round(0.2 * len(order))
+        cuts = {
+            "train": order[:n_train],
+            "val": order[n_train : n_train + n_val],
+            "test": order[n_train + n_val :],
+        }
+        for part, chosen in cuts.items():
+            parts[part] += [(file, label) for file in chosen]
+    return parts
+
+
+class ListedEnvironment(ImageEnvironment):
+    """The images of a list, in its order: `folder/path` -> (transform(image), label).
+
+    It is asked with class names and a template of its own.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        items: Iterable[Item],
+        classes: list[str],
+        name: str = "",
+        template: str = "",
+    ):
+        self.items, self.name, self.template = list(items), name, template
+        super().__init__(folder, classes)
+
+    def make_dataset(self, directory, class_to_idx, *args, **kwargs):
+        return [(os.path.join(directory, path), label) for path, label in self.items]
+
+
+class Shots(ImageDataset):
+    """The environments of a few-shot run: 0, `shots`, trains; the others are tested.
+
+    K shots of each class, and min(K, 4) to validate, are drawn from all classes with
+    Python's generator, seeded by the trial as CoOp's seeds 1, 2, 3. Of `base` classes
+    only the first half trains, and `base` and `new` are tested, each among its own.
+    `transfer_to` names datasets whose test lists are tested as well.
+    """
+
+    def __init__(self, dataset_class: type, args: Any, hparams: dict[str, Any]):
+        lists = dataset_class.few_shot_lists(args.data_dir, args.source)
+        if not lists.train:
+            raise InputError(
+                f"{args.dataset} has images to test on only; name it in --transfer_to."
+            )
+        generator = random.Random(args.trial_seed + 1)
+        train = take(lists.train, args.shots, generator)
+        val = take(lists.val, min(args.shots, 4), generator)
+        if few := classes_below(lists.train, args.shots):
+            print(f"{few} classes have fewer than {args.shots} images: they give all.")
+        labels = {"all": [*range(len(lists.class_names))]}
+        if args.classes == "base":
+            drawn = [y for _, y in train]
+            labels = {kind: half(drawn, kind) for kind in ("base", "new")}
+        own = next(iter(labels.values()))  # those that train
+        train, val = within(train, own), within(val, own)
+        self.n_train, self.num_classes = len(train), len(own)
+        self.class_names = [lists.class_names[y] for y in own]
+
+        def environment(items: list[Item], chosen: list[int], name: str):
+            names = [lists.class_names[y] for y in chosen]
+            template = dataset_class.TEMPLATE
+            return ListedEnvironment(lists.folder, items, names, name, template)
+
+        environments = [environment(train + val, own, "shots")]
+        for test, items in lists.tests.items():
+            for kind, chosen in labels.items():
+                name = name_of_test(test, kind, len(lists.tests))
+                environments.append(environment(within(items, chosen), chosen, name))
+        for target in args.transfer_to or ():
+            environments += targets(target, args.data_dir)
+        check_images(environments)
+        self.ENVIRONMENTS = tuple(env.name for env in environments)
+        self.set_environments(environments, [], hparams)
+        if hparams.get("augment") and hparams.get("clip_transform"):
+            environments[0].transform = crops_of(hparams["clip_backbone"])
+
+
+def take(items: list[Item], k: int, generator: random.Random) -> list[Item]:
+    """k items of each label, drawn."""
+    return [items[i] for i in k_shots([y for _, y in items], k, generator)]
+
+
+def within(items: list[Item], labels: list[int]) -> list[Item]:
+    """The items of those labels, which become 0, 1, ..."""
+    place = {label: i for i, label in enumerate(labels)}
+    return [(path, place[y]) for path, y in items if y in place]
+
+
+def name_of_test(name: str, kind: str, n_tests: int) -> str:
+    """What the test list's environment is called."""
+    if kind == "all":
+        return name
+    return kind if n_tests == 1 else f"{name} {kind}"
+
+
+def targets(name: str, root: str | None) -> list[ListedEnvironment]:
+    """The test lists of a dataset that another one's run is tested on."""
+    dataset_class = few_shot_class(name)
+    lists = dataset_class.few_shot_lists(root)
+    several = len(lists.tests) > 1
+    return [
+        ListedEnvironment(
+            lists.folder,
+            items,
+            lists.class_names,
+            f"{name} {test}" if several else name,
+            dataset_class.TEMPLATE,
+        )
+        for test, items in lists.tests.items()
+    ]
+
+
+def few_shot_class(name: str) -> type[MultipleDomainDataset]:
+    """The dataset of that name; InputError if it is none of the few-shot task."""
+    dataset_class = get_dataset_class(name)
+    if "few_shot" not in dataset_class.TASKS:
+        raise InputError(
+            f"{name} is no dataset of the task few_shot; it is one of "
+            f"{' and '.join(dataset_class.TASKS)}."
+        )
+    return dataset_class
+
+
+def crops_of(clip: str) -> transforms.Compose:
+    """The released augmentation: crops of 8 to 100 % and flips, as that CLIP sees."""
+    *_, to_tensor, normalize = clip_transform(clip).transforms
+    size = next(
+        step.size
+        for step in clip_transform(clip).transforms
+        if isinstance(step, transforms.CenterCrop)
+    )
+    crop = transforms.RandomResizedCrop(
+        size, scale=(0.08, 1.0), interpolation=InterpolationMode.BICUBIC
+    )
+    return transforms.Compose(
+        [crop, transforms.RandomHorizontalFlip(), to_tensor, normalize]
+    )
+
+
+def check_images(environments: list[ListedEnvironment]) -> None:
+    """InputError with the first image that a list names and no file is."""
+    for environment in environments:
+        for path, _ in environment.samples:
+            if not os.path.isfile(path):
+                raise InputError(f"the list {environment.name} names {path}: no file.")
+
+
+def classes_below(items: list[Item], k: int) -> int:
+    """How many classes have fewer than k items."""
+    return sum(n < k for n in Counter(y for _, y in items).values())

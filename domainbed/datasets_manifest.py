@@ -1,0 +1,93 @@
+"""`Manifest:FILE`: any collection of images, listed in a CSV or JSON file.
+
+A row has `path` (from the file's folder), `class`, `split` (train, val, test) and, for
+domain generalization, `domain`. In JSON it is a list of objects with these keys.
+"""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+from domainbed.datasets import MADE, ImageDataset
+from domainbed.datasets_few_shot import FewShotDataset, ListedEnvironment, lists_of
+from domainbed.lib.errors import InputError, UnknownNameError
+
+PREFIX = "Manifest:"
+COLUMNS = ("path", "class", "split")
+SPLITS = ("train", "val", "test")
+Row = dict[str, str]
+
+
+class ManifestDataset(ImageDataset):
+    """The images of a manifest; classes and domains in sorted order."""
+
+    CHECKPOINT_FREQ = 300
+    TEMPLATE = FewShotDataset.TEMPLATE
+    FILE: Path
+    ROWS: tuple[Row, ...]
+
+    def __init__(self, root, test_envs, hparams):
+        self.class_names = class_names(self.ROWS)
+        self.num_classes = len(self.class_names)
+        label = {name: y for y, name in enumerate(self.class_names)}
+        environments = []
+        for domain in self.ENVIRONMENTS:
+            own = [row for row in self.ROWS if row.get("domain", "") == domain]
+            items = [(row["path"], label[row["class"]]) for row in own]
+            environments.append(
+                ListedEnvironment(self.FILE.parent, items, self.class_names, domain)
+            )
+        self.set_environments(environments, test_envs, hparams)
+
+    @classmethod
+    def few_shot_lists(cls, root, source=None):
+        label = {name: y for y, name in enumerate(class_names(cls.ROWS))}
+        rows = {split: [] for split in SPLITS}
+        for row in cls.ROWS:
+            item = (row["path"], label[row["class"]], row["class"])
+            rows[row["split"]].append(item)
+        return lists_of(rows, cls.FILE.parent, cls.FILE)
+
+
+def class_names(rows: tuple[Row, ...]) -> list[str]:
+    return sorted({row["class"] for row in rows})
+
+
+def manifest(path: Path) -> type[ManifestDataset]:
+    """The dataset of that file; with domains it is one of domain generalization too."""
+    rows = tuple(checked(row, path) for row in read_rows(path))
+    if not rows:
+        raise InputError(f"the manifest {path} lists no image.")
+    domains = sorted({row.get("domain", "") for row in rows})
+    tasks = ("few_shot",) if len(domains) < 2 else (*ImageDataset.TASKS, "few_shot")
+    facts: dict[str, Any] = {"FILE": path.resolve(), "ROWS": rows, "TASKS": tasks}
+    facts["ENVIRONMENTS"] = tuple(domains) if len(domains) > 1 else ()
+    return type(f"{PREFIX}{path}", (ManifestDataset,), facts)
+
+
+def read_rows(path: Path) -> list[Any]:
+    """The file's rows, as they are."""
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            return (
+                json.load(file) if path.suffix == ".json" else [*csv.DictReader(file)]
+            )
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(f"cannot read the manifest {path} ({error}).") from error
+
+
+def checked(row: Any, path: Path) -> Row:
+    """The row; InputError if it lacks something or leads out of the folder."""
+    lacking = [c for c in COLUMNS if not isinstance(row, dict) or not row.get(c)]
+    if lacking:
+        raise InputError(f"the manifest {path} has a row without {lacking[0]}: {row}.")
+    if row["split"] not in SPLITS:
+        raise UnknownNameError(f"split in {path}:", row["split"], SPLITS)
+    place = Path(row["path"])
+    if place.is_absolute() or ".." in place.parts:
+        raise InputError(f"{path}: {row['path']!r} leads out of {path.parent}.")
+    return row
+
+
+MADE[PREFIX] = manifest

@@ -1,0 +1,65 @@
+"""The few-shot protocol in numbers: which K images, which classes, batches and rates.
+
+CoOp's, as its code and Dassl's have it: Zhou et al., 2022,
+https://arxiv.org/abs/2109.01134; base and new classes: https://arxiv.org/abs/2203.05557
+"""
+
+import math
+import random
+from collections.abc import Collection, Sequence
+
+import torch
+
+from domainbed.lib.misc import seed_hash
+
+WARM_UP_RATE = 1e-5  # of the first epoch
+
+
+def k_shots(labels: Sequence[int], k: int, generator: random.Random) -> list[int]:
+    """Places of k items of each label, or of all that it has, without a draw.
+
+    Labels come in the order in which they first appear.
+    """
+    places: dict[int, list[int]] = {}
+    for place, label in enumerate(labels):
+        places.setdefault(label, []).append(place)
+    return [
+        place
+        for own in places.values()
+        for place in (generator.sample(own, k) if len(own) >= k else own)
+    ]
+
+
+def half(labels: Collection[int], which: str) -> list[int]:
+    """The labels that are `base`, the first half and a bit, or `new`, the rest."""
+    ordered = sorted(set(labels))
+    middle = math.ceil(len(ordered) / 2)
+    return ordered[:middle] if which == "base" else ordered[middle:]
+
+
+def batches_per_epoch(n: int, batch_size: int | None) -> int:
+    """How many whole batches n items make; at least one, of None a single one."""
+    return max(1, n // (batch_size or n))
+
+
+def epoch_batches(
+    n: int, batch_size: int | None, seed: int, epoch: int
+) -> list[list[int]]:
+    """The epoch's batches of indices below n, a random order without replacement.
+
+    What is left of it makes a batch only if there is no whole one.
+    """
+    generator = torch.Generator().manual_seed(seed_hash(seed, "epoch", epoch))
+    order = torch.randperm(n, generator=generator).tolist()
+    size = batch_size or n
+    count = batches_per_epoch(n, batch_size)
+    return [order[i * size : (i + 1) * size] for i in range(count)]
+
+
+def rate(epoch: int, lr: float, epochs: int) -> float:
+    """The epoch's learning rate: warm-up in the first, then a cosine that is shifted by
+    one epoch, so that the last rate is not 0.
+    """
+    if epoch == 0:
+        return WARM_UP_RATE
+    return lr * (1 + math.cos(math.pi * (epoch - 1) / epochs)) / 2
