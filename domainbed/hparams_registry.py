@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from domainbed.algorithms import Draw, HparamRows, get_algorithm_class
+from domainbed.algorithms import SMALL_IMAGES, Draw, HparamRows, get_algorithm_class
 from domainbed.lib import misc
 from domainbed.lib.errors import InputError, did_you_mean
 
-SMALL_IMAGES = ("Debug28", "RotatedMNIST", "ColoredMNIST")
 ALSO = {"pretrained": str, "prompt": list}  # a path, several templates
 
 

@@ -3,13 +3,14 @@ interruption as if there had been none, and is what its paper says, stated plain
 """
 
 import copy
+import math
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from domainbed import algorithms, hparams_registry
+from domainbed import algorithms, algorithms_risk, hparams_registry
 from domainbed.lib.errors import InputError
 
 ZOO = [n for n in algorithms.ORDER[:34] if n in algorithms.ALGORITHMS]
@@ -48,6 +49,13 @@ def take(algorithm, steps, first=0):
     return logged
 
 
+@pytest.fixture
+def float64():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
 def weights(algorithm):
     return {name: value.clone() for name, value in algorithm.state_dict().items()}
 
@@ -68,7 +76,7 @@ def test_any_number_of_domains_trains_and_predicts(name, inputs, n_domains):
             build(name, inputs, n_domains)
         return
     algorithm = build(name, inputs, n_domains)
-    for logged in take(algorithm, batches([6] * n_domains, inputs, n=3)):
+    for logged in take(algorithm, batches([6] * n_domains, inputs, n=2)):
         assert logged
         assert all(type(v) is float and v == v for v in logged.values()), logged
     algorithm.eval()
@@ -87,7 +95,7 @@ def annealing(name):
 @pytest.mark.parametrize("inputs", SHAPES)
 @pytest.mark.parametrize("name", ZOO)
 def test_an_interrupted_algorithm_goes_on_bitwise(name, inputs):
-    """Unequal batches, and a step at which what is annealed changes."""
+    """Across a step at which what is annealed changes."""
     steps = batches([6, 6, 6], inputs, n=5)
     for cut in (2, 3):
         whole = build(name, inputs, **annealing(name))
@@ -105,18 +113,19 @@ def test_an_interrupted_algorithm_goes_on_bitwise(name, inputs):
         ("GroupDRO", {"groupdro_eta": 0.0}),
         ("VREx", {"vrex_lambda": 0.0, "vrex_penalty_anneal_iters": 0}),
         ("IRM", {"irm_lambda": 0.0, "irm_penalty_anneal_iters": 0}),
+        ("IB_ERM", {"ib_lambda": 0.0}),
+        ("IB_IRM", {"irm_lambda": 0.0, "irm_penalty_anneal_iters": 0}),
+        ("EQRM", {}),  # burning in
+        ("RDM", {}),
+        ("SD", {"sd_reg": 0.0}),
     ],
 )
-def test_without_its_penalty_it_is_erm(name, without):
+def test_without_its_penalty_it_is_erm(name, without, float64):
     """On domains of one size, where the mean risk is the risk of all."""
-    torch.set_default_dtype(torch.float64)
-    try:
-        steps = batches([4, 4], n=4)
-        plain, other = build("ERM", n_domains=2), build(name, n_domains=2, **without)
-        take(plain, steps)
-        take(other, steps)
-    finally:
-        torch.set_default_dtype(torch.float32)
+    steps = batches([4, 4], n=4)
+    plain, other = build("ERM", n_domains=2), build(name, n_domains=2, **without)
+    take(plain, steps)
+    take(other, steps)
     for a, b in zip(
         plain.network.parameters(), other.network.parameters(), strict=True
     ):
@@ -163,3 +172,91 @@ def test_where_a_penalty_anneals_adam_starts_anew():
         (state, *_) = algorithm.optimizer.state.values()
         count.append(int(state["step"]))
     assert count == [1, 2, 1, 2]
+
+
+def test_ib_is_the_mean_variance_of_features():
+    algorithm = build("IB_IRM", ib_penalty_anneal_iters=1, irm_penalty_anneal_iters=2)
+    for T, minibatches in enumerate(batches([4, 5, 7], n=3)):
+        z = [algorithm.featurizer(x).detach().numpy() for x, _ in minibatches]
+        logged = algorithm.update(minibatches)
+        variance = np.mean([np.var(part, axis=0, ddof=1).mean() for part in z])
+        assert logged["IB_penalty"] == pytest.approx(variance, rel=1e-4)
+        irm = (100.0 if T >= 2 else 1.0) * logged["IRM_penalty"]
+        expected = logged["nll"] + irm + (100.0 if T >= 1 else 0.0) * variance
+        assert logged["loss"] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("alpha", [0.5, 0.75, 0.9])
+def test_eqrm_is_a_quantile_of_a_smoothed_distribution(alpha, float64):
+    R = torch.tensor([0.3, 0.9, 1.4], requires_grad=True)
+    quantile = algorithms_risk.kernel_quantile(R, torch.tensor(alpha))
+    h = 1.06 * R.std().item() * 3**-0.2
+    z = (quantile.item() - R.detach().numpy()) / h
+    below = [0.5 * (1 + math.erf(k / math.sqrt(2))) for k in z]
+    assert np.mean(below) == pytest.approx(alpha, abs=1e-8)
+    if alpha == 0.75:  # through the ends only: measured on upstream's own
+        quantile.backward()
+        assert R.grad.tolist() == pytest.approx([0.054, 0.017, 0.929], abs=5e-4)
+
+
+def test_eqrm_of_equal_risks_is_that_risk():
+    algorithm = build("EQRM", n_domains=2, eqrm_burnin_iters=0.0)
+    ((batch, _),) = batches([4, 4])
+    risk = F.cross_entropy(algorithm.predict(batch[0]), batch[1]).item()
+    assert algorithm.update([batch, batch])["loss"] == pytest.approx(risk)
+
+
+@pytest.mark.parametrize("as_released, rate", [(True, 1e-3), (False, 1e-6)])
+def test_eqrm_with_a_drawn_burn_in(as_released, rate):
+    """As released it keeps its first rate: no step's number equals a fraction."""
+    changed = {"eqrm_burnin_iters": 1.5, "as_released": as_released}
+    algorithm = build("EQRM", **changed)
+    take(algorithm, batches([4, 4, 4], n=3))
+    assert algorithm.optimizer.param_groups[0]["lr"] == rate
+
+
+def test_rdm_matches_the_worst_domains_losses():
+    algorithm = build("RDM", rdm_penalty_anneal_iters=1)
+    for T, minibatches in enumerate(batches([4, 4, 4], n=2)):
+        with torch.no_grad():
+            losses = np.array(
+                [
+                    F.cross_entropy(algorithm.predict(x), y, reduction="none").tolist()
+                    for x, y in minibatches
+                ]
+            )
+        logged = algorithm.update(minibatches)
+        worst, every = losses[losses.mean(1).argmax()], losses.flatten()
+
+        def kernel(a, b):
+            squares = (a[:, None] - b) ** 2
+            return sum(np.exp(-(10.0**k) * squares).mean() for k in range(-4, 4))
+
+        mmd = kernel(worst, worst) + kernel(every, every) - 2 * kernel(worst, every)
+        variance = worst.var(ddof=1) + every.var(ddof=1)
+        assert logged["matching_penalty"] == pytest.approx(mmd, abs=1e-4)
+        assert logged["variance_penalty"] == pytest.approx(variance, rel=1e-4)
+        penalty = 5.0 * mmd + 0.004 * variance if T else 0.0
+        total = losses.mean() + penalty
+        assert logged["total_loss"] == pytest.approx(total, rel=1e-4, abs=1e-3)
+        assert (logged["update_count"], logged["rdm_lambda"]) == (T + 1, 5.0)
+    assert algorithm.optimizer.param_groups[0]["lr"] == 1.5e-5
+
+
+def test_sd_penalises_squared_logits():
+    algorithm = build("SD", n_domains=2, sd_reg=0.5)
+    (minibatches,) = batches([3, 5])
+    x = torch.cat([x for x, _ in minibatches])
+    squares = (algorithm.predict(x) ** 2).mean().item()
+    assert take(algorithm, [minibatches])[0]["penalty"] == pytest.approx(squares)
+
+
+@pytest.mark.parametrize("name", ["IB_ERM", "IB_IRM", "RDM"])
+def test_one_item_has_no_variance(name):
+    with pytest.raises(InputError, match="raise hyperparameter batch_size"):
+        build(name).update(*batches([1, 4, 4]))
+
+
+def test_rdm_takes_batches_of_one_size():
+    with pytest.raises(InputError, match="batches of one size"):
+        build("RDM").update(*batches([2, 4, 4]))
