@@ -64,6 +64,9 @@ def test_miros_price_at_the_start_is_its_closed_form():
     ce = torch.nn.functional.cross_entropy(miro.predict(x), torch.tensor([0, 2]))
     total = miro.loss([(x, torch.tensor([0, 2]))])
     torch.testing.assert_close(total, ce + price)
+    miro.hparams["miro_ld"] = 0.1
+    total = miro.loss([(x, torch.tensor([0, 2]))])
+    torch.testing.assert_close(total, ce + 0.1 * price)
 
 
 def test_miros_price_written_out():

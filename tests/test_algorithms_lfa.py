@@ -107,6 +107,28 @@ def test_lfa_written_out():
             torch.testing.assert_close(logits[b, c], expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["LFA", "LinearProbeCLIP"])
+def test_a_step_is_sgd_with_momentum_and_weight_decay(name):
+    """v = m v + g + w p; p = p - lr v: restated over three steps."""
+    lr, m, w = 0.05, 0.2, 0.3
+    algorithm, restated = (
+        make(name, lr=lr, momentum=m, weight_decay=w) for _ in range(2)
+    )
+    own = [p for p in algorithm.parameters() if p.requires_grad]
+    other = [p for p in restated.parameters() if p.requires_grad]
+    velocity = [torch.zeros_like(p) for p in other]
+    for _ in range(3):
+        algorithm.update(batches())
+        loss = restated.loss(batches())
+        gradients = torch.autograd.grad(loss, other, allow_unused=True)
+        with torch.no_grad():
+            for p, v, g in zip(other, velocity, gradients, strict=True):
+                v.mul_(m).add_(g).add_(w * p)
+                p.sub_(lr * v)
+    for a, b in zip(own, other, strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_the_fast_head_has_the_plain_ones_numbers_and_gradients():
     torch.manual_seed(0)
     lfa = make("LFA").double()

@@ -8,7 +8,8 @@ import sys
 import pytest
 import torch
 
-from domainbed import algorithms, arguments, training
+from domainbed import algorithms, arguments, hparams_registry, training
+from domainbed.lib import misc
 from domainbed.scripts import train
 
 pytestmark = pytest.mark.filterwarnings("ignore:no class names")
@@ -93,6 +94,65 @@ def test_models_can_be_left_out_or_kept_at_every_checkpoint(tmp_path):
     run(tmp_path / "all", *flags, "--save_model_every_checkpoint")
     names = {path.name for path in (tmp_path / "all").glob("*.pkl")}
     assert names == {"model.pkl", "model_step0.pkl", "model_step2.pkl"}
+
+
+def test_each_step_draws_from_its_own_seed(tmp_path, monkeypatch):
+    """What an update draws is a function of --seed and of the step, nothing else."""
+    drawn = []
+
+    def update(self, minibatches, unlabeled=None):
+        drawn.append((self.step, torch.rand(()).item()))
+        return {"loss": 0.0}
+
+    monkeypatch.setattr(algorithms.ERM, "update", update)
+    flags = ["--steps", "4", "--checkpoint_freq", "2"]
+    for folder, seed in (("a", "0"), ("b", "0"), ("c", "1")):
+        run(tmp_path / folder, *flags, "--seed", seed, algorithm="ERM")
+    assert [step for step, _ in drawn] == [0, 1, 2, 3] * 3
+    first, again, other = drawn[:4], drawn[4:8], drawn[8:]
+    assert first == again
+    assert len({*first, *other}) == 8
+    for step, value in first:
+        misc.seed_everything(misc.seed_hash(0, "step", step))
+        assert value == torch.rand(()).item()
+
+
+def test_a_draw_is_of_its_number_and_trial():
+    """Upstream: random_hparams of seed_hash(hparams_seed, trial_seed)."""
+    drawn = {}
+    for number in (1, 2):
+        for trial in (0, 1):
+            flags = ["--hparams_seed", str(number), "--trial_seed", str(trial)]
+            args = train.parse_args(["--algorithm", "LFA", *flags])
+            drawn[number, trial] = arguments.resolve_hparams(args)
+            assert drawn[number, trial] == hparams_registry.random_hparams(
+                "LFA", args.dataset, misc.seed_hash(number, trial)
+            )
+    assert len({hparams["lr"] for hparams in drawn.values()}) == 4
+
+
+def test_evaluated_is_told_before_the_state_is_saved(tmp_path, monkeypatch):
+    told = []
+
+    class Averaging(algorithms.ERM):
+        def evaluated(self, step, accuracies):
+            told.append((step, accuracies))
+            self.best = max(accuracies.values())
+
+    monkeypatch.setattr(algorithms, "get_algorithm_class", lambda name: Averaging)
+    saved = []
+    save = training.RunRecords.save_state
+    monkeypatch.setattr(
+        training.RunRecords,
+        "save_state",
+        lambda self, state: (saved.append(state), save(self, state)),
+    )
+    flags = ["--steps", "5", "--checkpoint_freq", "2"]
+    records = run(tmp_path, *flags, algorithm="ERM")
+    assert [step for step, _ in told] == [0, 2, 4]
+    for (_, accuracies), record, state in zip(told, records, saved, strict=True):
+        assert accuracies == {k: v for k, v in record.items() if k.endswith("_acc")}
+        assert state["algorithm"]["plain"]["", "best"] == max(accuracies.values())
 
 
 def test_the_last_line_says_what_was_reached(tmp_path, capsys):

@@ -37,6 +37,12 @@ def test_batches_do_not_depend_on_the_number_of_workers():
     assert not torch.equal(here[0][0], first_batches(1, num_workers=0, seed=2)[0][0])
 
 
+def test_each_draw_is_augmented_by_a_seed_of_its_own():
+    batches = first_batches(3, num_workers=0, seed=1)
+    noise = torch.cat([x - y[:, None] for x, y in batches])[:, 0]
+    assert len({*noise.mul(1e4).round().tolist()}) == 12
+
+
 def test_a_loader_continues_where_another_stopped():
     whole = first_batches(5, num_workers=0, seed=1)
     assert_equal(whole[2:], first_batches(3, num_workers=0, seed=1, first=2))
