@@ -7,6 +7,7 @@ import torch
 
 from domainbed import algorithms, datasets, hparams_registry
 from domainbed.lib.errors import UnknownNameError
+from domainbed.lib.registry import Registry
 
 pytestmark = pytest.mark.filterwarnings("ignore:no class names")
 
@@ -137,3 +138,22 @@ def test_classes_are_attributes_of_the_module():
     assert algorithms.LFA is algorithms.get_algorithm_class("LFA")
     with pytest.raises(AttributeError, match="no attribute 'Missing'"):
         _ = algorithms.Missing
+
+
+def test_the_order_is_said_in_one_place():
+    """Upstream's first, then this project's; a name that ORDER lacks stands last."""
+    names = algorithms.ALGORITHMS
+    assert names == [name for name in algorithms.ORDER if name in names]
+    own = Registry("algorithm", ("B", "A"))
+    for name in ("C", "A", "B"):
+        own.register(type(name, (), {}))
+    own.load()
+    assert own.names == ["B", "A", "C"]
+
+
+def test_facts_are_told_apart_from_hyperparameters():
+    hparams = hparams_registry.default_hparams("ZeroShotCLIP", "EmojiDG")
+    facts = {"class_names": ["dog", "cat"], "run": {"output_dir": "x"}}
+    algorithm = algorithms.ZeroShotCLIP((3, 48, 48), 2, 1, hparams | facts)
+    assert algorithm.facts == facts
+    assert algorithm.hparams["class_names"] == ["dog", "cat"]

@@ -83,3 +83,15 @@ def test_right_hparams_pass():
     hparams_registry.check_hparams("LFA", "PACS", {"lr": 1, "rank": 4})
     hparams_registry.check_hparams("ERM", "PACS", {"pretrained": "/weights.pt"})
     hparams_registry.check_hparams("LFA", "PACS", {"class_names": ["a", "b"]})
+
+
+def test_a_row_that_draws_floats_takes_them_for_an_int_default():
+    """Upstream's beta1 defaults to 0.5, its d_steps to 1: drawn as a number."""
+    draws_floats, draws_ints = (lambda r: 10 ** r.uniform(0, 1)), (lambda r: 3)
+    same_kind = hparams_registry.same_kind
+    assert same_kind(2.5, 1, draws_floats)
+    assert not same_kind(2.5, 1, draws_ints)
+    assert not same_kind(2.5, 1)
+    assert same_kind(2, 1.0)
+    assert not same_kind(True, 1.0)
+    assert not same_kind("2", 1, draws_floats)
