@@ -44,6 +44,7 @@ setup(
         "pandas>=2.1",
         "tensorboard",
         "pillow",
+        "psutil",
         "tqdm",
         "filelock",
         "safetensors",

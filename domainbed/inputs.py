@@ -19,7 +19,10 @@ from domainbed.features.vectors import Vectors
 from domainbed.lib import misc
 from domainbed.lib.errors import InputError
 from domainbed.lib.fast_data_loader import InfiniteDataLoader
+from domainbed.lib.memory import free_bytes
 from domainbed.tasks import Split
+
+SHARE = 0.1  # of free memory, at most, for features: other runs want theirs
 
 
 class RunInputs:
@@ -56,6 +59,19 @@ class RunInputs:
             return self.open_features(kind)
         return None
 
+    @functools.cached_property
+    def at_hand(self) -> list[StoredFeatures] | list[Vectors] | None:
+        """`stored`, read once into the memory of the device where it fits well.
+
+        Else it stays on the disk, read by memory map; the batches are the same.
+        """
+        if not self.stored:
+            return None
+        size = sum(features.size for features in self.stored)
+        if size > free_bytes(self.device) * SHARE:
+            return self.stored
+        return [features.on(self.device) for features in self.stored]
+
     def open_features(self, kind: Kind | None = None) -> list[StoredFeatures]:
         """Every environment's entry in the feature store."""
         return [
@@ -73,8 +89,8 @@ class RunInputs:
 
     def items(self, split: Split, to_train: bool) -> Dataset:
         """A split's (x, y) pairs; only training sees them augmented."""
-        if self.stored:
-            return self.stored[split.env].subset(split.keys)
+        if self.at_hand:
+            return self.at_hand[split.env].subset(split.keys)
         if to_train or self.hparams["augment_validation"]:
             return Subset(self.dataset[split.env], split.keys)
         return Subset(self.dataset.unaugmented(split.env), split.keys)

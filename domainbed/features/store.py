@@ -41,7 +41,12 @@ class StoredFeatures(Dataset):
     the kind's: (L, D) for class tokens.
     """
 
-    def __init__(self, z: np.ndarray, targets: Sequence[int], keys: Sequence[int]):
+    def __init__(
+        self,
+        z: np.ndarray | torch.Tensor,
+        targets: Sequence[int] | torch.Tensor,
+        keys: Sequence[int],
+    ):
         self.z, self.targets, self.keys = z, torch.as_tensor(targets), np.asarray(keys)
 
     def __len__(self) -> int:
@@ -54,11 +59,21 @@ class StoredFeatures(Dataset):
     def gather(self, indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """z (B, *shape) and labels (B,) of the items at these indices."""
         keys = self.keys[np.asarray(indices)]
-        return torch.from_numpy(self.z[keys]).float(), self.targets[keys]
+        return torch.as_tensor(self.z[keys]).float(), self.targets[keys]
 
     def subset(self, keys: Sequence[int]) -> "StoredFeatures":
         """The items at these indices."""
         return StoredFeatures(self.z, self.targets, self.keys[np.asarray(keys, int)])
+
+    @property
+    def size(self) -> int:
+        """Bytes of all z, as stored."""
+        return self.z.nbytes
+
+    def on(self, device: torch.device | str) -> "StoredFeatures":
+        """The same, all of it read into that device's memory."""
+        z = torch.from_numpy(np.array(self.z)).to(device)
+        return StoredFeatures(z, self.targets.to(device), self.keys)
 
 
 def default_feature_dir(data_dir: str | None) -> Path:

@@ -51,3 +51,15 @@ class Vectors(Dataset):
     def subset(self, keys: Sequence[int]) -> "Vectors":
         """The items at these indices."""
         return Vectors(self.stored.subset(keys), self.projection)
+
+    @property
+    def size(self) -> int:
+        """Bytes of what they are made of, as stored."""
+        return self.stored.size
+
+    def on(self, device: torch.device | str) -> "Vectors":
+        """The same, made in that device's memory of features there."""
+        projection = self.projection
+        if projection is not None:
+            projection = projection.to(device)
+        return Vectors(self.stored.on(device), projection)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from domainbed import datasets, training
+from domainbed import datasets, inputs, training
 from domainbed.algorithms import get_algorithm_class
 from domainbed.backbones import load_clip
 from domainbed.features import store
@@ -491,3 +491,28 @@ def test_runs_from_pixels_and_from_the_store_agree(pacs, tmp_path, dtype, rtol):
     from_pixels, expected = losses("--no_feature_store")
     assert from_store == pytest.approx(from_pixels, rel=rtol)
     assert accuracies == expected
+
+
+@pytest.mark.parametrize("what", ["images", "features", "layers"])
+def test_features_in_memory_give_the_same_bits(pacs, tmp_path, monkeypatch, what):
+    """Read once where they fit a tenth of free memory, by memory map else."""
+    algorithm = "LFA" if what == "images" else "ERM"
+    hparams = {"clip_backbone": "emoji", "batch_size": 2}
+    if what != "images":
+        hparams["input"] = what
+    flags = ["--dataset", "PACS", "--data_dir", str(pacs), "--algorithm", algorithm]
+    args = train.parse_args([*flags, "--hparams", json.dumps(hparams)])
+    size = sum(features.size for features in training.Run(args).stored)
+
+    def trained(free):
+        monkeypatch.setattr(inputs, "free_bytes", lambda device: free)
+        run = training.Run(args)
+        batches = run.task.batches(run)
+        losses = [run.update(step, next(batches))["loss"] for step in range(5)]
+        stored = getattr(run.at_hand[0], "stored", run.at_hand[0])
+        return isinstance(stored.z, torch.Tensor), losses, run.evaluate()
+
+    held, *numbers = trained(10 * size)
+    mapped, *expected = trained(10 * size - 1)
+    assert (held, mapped) == (True, False)
+    assert numbers == expected
