@@ -102,6 +102,7 @@ class Algorithm(nn.Module):
     MIN_DOMAINS = 1  # training domains without which it has no meaning
     AFTER: tuple[str, ...] = ()  # in a sweep, these algorithms' runs end before it
     ALIASES: tuple[str, ...] = ()  # further names under which it is found
+    EXTRA: str | None = None  # of this package's extras, the one that it needs
     # Its own rows, beside those of the classes it derives from.
     HPARAMS: ClassVar[HparamRows] = {}
 
@@ -259,6 +260,7 @@ class ERM(Algorithm):
 class TimmERM(ERM):
     """ERM on the timm model NAME; on the Debug datasets, on a tiny one of its kind."""
 
+    EXTRA = "timm"
     NAME: str
 
     @classmethod

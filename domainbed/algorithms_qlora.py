@@ -44,6 +44,7 @@ class QLoRACLIP(CLIPAlgorithm):
     """
 
     ALIASES = ("CLIP_QLoRA",)
+    EXTRA = "qlora"
     TAKES_FEATURES = False
 
     @classmethod
@@ -76,6 +77,7 @@ class QLoRALFA(LFA):
     """
 
     ALIASES = ("CLIP_QLoRA_LFA",)
+    EXTRA = "qlora"
     RECORDABLE = True
     AFTER = ("QLoRACLIP",)  # a sweep runs those to their end before it
 

@@ -1,0 +1,97 @@
+"""What there is, as a newcomer asks for it."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import domainbed
+from domainbed import __main__, algorithms, datasets, hparams_registry
+from domainbed.scripts import list as listing
+
+SCRIPTS = Path(domainbed.__file__).parent / "scripts"
+
+
+def printed(capsys, *words):
+    listing.main([*words])
+    return capsys.readouterr().out
+
+
+def blocks(text):
+    """{title: its lines} of lines that are indented under titles."""
+    found = re.split(r"^(?=\S)", text, flags=re.M)
+    return {b.splitlines()[0]: b for b in found if b}
+
+
+def test_the_package_lists_its_commands():
+    ended = subprocess.run(
+        [sys.executable, "-m", "domainbed"], capture_output=True, text=True
+    )
+    for path in SCRIPTS.glob("[!_]*.py"):
+        assert f"python -m domainbed.scripts.{path.stem} " in ended.stdout
+    assert __main__.commands()["train"].startswith("Train and evaluate one algorithm")
+
+
+def test_every_command_opens_its_help_with_what_it_does():
+    for name, line in __main__.commands().items():
+        source = (SCRIPTS / f"{name}.py").read_text()
+        assert "description=__doc__" in source, name
+        assert line.endswith("."), name
+
+
+def test_an_algorithm_says_what_it_is(capsys):
+    found = blocks(printed(capsys, "algorithms", "LFA", "ZSCLIP", "QLoRALFA"))
+    assert [*found] == ["LFA", "ZeroShotCLIP", "QLoRALFA"]
+    assert "https://github.com/MLAI-Yonsei/LFA" in found["LFA"]
+    assert "images, stored class tokens" in found["LFA"]
+    assert "trains  131,072 parameters" in found["LFA"]  # 8 of 128 x 128
+    assert re.search(r"trains +nothing", found["ZeroShotCLIP"])
+    assert "pip install domainbed-lfa[qlora]" in found["QLoRALFA"]
+    assert re.search(r"after +QLoRACLIP", found["QLoRALFA"])
+
+
+def test_every_algorithm_is_described():
+    for name in algorithms.ALGORITHMS:
+        cls = algorithms.get_algorithm_class(name)
+        assert listing.sentence(cls), name
+        assert listing.papers(cls).startswith("http") or name in (
+            "ERM",
+            "ERMPlusPlus",
+        ), name
+
+
+def test_datasets_say_whether_they_are_there(capsys, pacs):
+    text = printed(capsys, "datasets", "--data_dir", str(pacs))
+    lines = {line.split()[0]: line for line in text.splitlines()}
+    assert [*lines] == datasets.DATASETS
+    assert " there     art_painting, cartoon" in lines["PACS"].replace(
+        "  A", "  a"
+    ) or (" there " in lines["PACS"])
+    assert " not there " in lines["VLCS"]
+
+
+def test_hparams_are_defaults_and_draws(capsys):
+    text = printed(capsys, "hparams", "LFA", "--dataset", "PACS")
+    drawn = hparams_registry.random_hparams("LFA", "PACS", 1)["lr"]
+    (line,) = (own for own in text.splitlines() if own.split()[0] == "lr")
+    assert line.split()[1] == "0.001"
+    assert f"drawn: {drawn:.3g}, " in line
+    (fixed,) = (own for own in text.splitlines() if own.split()[0] == "weight_decay")
+    assert "drawn" not in fixed
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (["algorithms", "LFO"], "Did you mean 'LFA'?"),
+        (["hparams"], "list hparams needs an algorithm: list hparams LFA."),
+        (["datasets", "PACT"], "Did you mean 'PACS'?"),
+    ],
+)
+def test_what_there_is_not_is_named(words, says, capsys):
+    with pytest.raises(SystemExit) as ended:
+        listing.main(words)
+    assert ended.value.code == 2
+    assert says in capsys.readouterr().err
