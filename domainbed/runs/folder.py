@@ -11,11 +11,13 @@ Beside the contract's files (results.jsonl, out.txt, err.txt, model.pkl, done) i
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
 import signal
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -25,11 +27,13 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from domainbed.lib import misc
-from domainbed.lib.errors import InputError
+from domainbed.lib.errors import DISK_ERRORS, InputError
 
 BEAT = 10  # seconds between heartbeats
+LOOK = 0.5  # seconds between two looks at another machine's heartbeat
 SILENCE = 6 * BEAT  # without one for so long, a run on another machine is dead
 LAST_LINES = 5  # of a log, kept in `failed`
+AHEAD: dict[int, float] = {}  # device -> `ahead` of its file system
 STATES = ("done", "running", "failed", "stale", "waiting", "not launched")
 
 
@@ -44,7 +48,7 @@ class RunFolder:
         """Where the last error stands: err.txt or, if it never began, Slurm's log."""
         own = self.path / "err.txt"
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            if not (own.exists() and own.stat().st_size):
+            if not own.exists():
                 return Path(json.loads((self.path / "slurm").read_text())["log"])
         return own
 
@@ -55,10 +59,13 @@ class RunFolder:
         Stale: its process ended without a word. Waiting: nobody works on it and nothing
         went wrong; it may have come far.
         """
-        if (self.path / "done").exists():
-            return "done"
-        if not self.path.exists():
-            return "not launched"
+        try:
+            if (self.path / "done").exists():
+                return "done"
+            if not self.path.exists():
+                return "not launched"
+        except PermissionError as error:
+            raise InputError(f"cannot look into {self.path}: {error}.") from None
         if self.is_alive():
             return "running"
         if (self.path / "failed").exists():
@@ -69,51 +76,98 @@ class RunFolder:
         """Whether a process works here, on this machine or on another.
 
         The lock tells, wherever the file system has locks that all its machines see;
-        elsewhere a fresh heartbeat of another machine does.
+        elsewhere, and where the lock cannot be asked, a fresh heartbeat does.
         """
-        if not (self.path / "lock").exists():
-            return False
-        lock = FileLock(self.path / "lock")
-        try:
-            lock.acquire(timeout=0)
-            lock.release()
-        except (Timeout, OSError, NotImplementedError):
-            return True
+        held = is_held(self.path / "lock")
         beat = self.heartbeat()
-        elsewhere = beat is not None and beat["host"] != socket.gethostname()
-        return elsewhere and abs(beat["age"]) < SILENCE
+        if held or beat is None or abs(beat["age"]) >= SILENCE:
+            return bool(held)
+        return held is None or elsewhere(beat)
 
     def heartbeat(self) -> dict[str, Any] | None:
-        """{host, pid, age in seconds} of the last process here that did not end."""
+        """{host, pid, age in seconds, time} of the last process here that did not end.
+
+        Its age is by the file system's clock, which is one for all machines.
+        """
         try:
             beat = json.loads((self.path / "heartbeat").read_text())
-            age = time.time() - (self.path / "heartbeat").stat().st_mtime
-            return {"host": str(beat["host"]), "pid": int(beat["pid"]), "age": age}
+            then = (self.path / "heartbeat").stat().st_mtime
+            facts = {"host": str(beat["host"]), "pid": int(beat["pid"])}
         except (OSError, ValueError, TypeError, KeyError):
             return None
+        return facts | {"age": time.time() + ahead(self.path) - then, "time": then}
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
         """The folder is this process's own inside; InputError if it is another's."""
-        lock = FileLock(self.path / "lock")
+        lock, shared = FileLock(self.path / "lock"), False
         try:
             lock.acquire(timeout=2)  # whoever only asks for the state holds it shortly
         except Timeout:
-            beat = self.heartbeat() or {"host": "this machine", "pid": "unknown"}
-            raise InputError(
-                f"another process works in {self.path} (process {beat['pid']} on "
-                f"{beat['host']}); wait for it or name another --output_dir."
-            ) from None
-        beat = {"host": socket.gethostname(), "pid": os.getpid()}
-        misc.write_whole(self.path / "heartbeat", json.dumps(beat))
+            raise self.taken() from None
+        except (OSError, NotImplementedError) as error:
+            if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+                raise
+            shared = True  # no locks here: heartbeats alone keep two processes apart
+        try:
+            self.claim(shared)
+        except BaseException:
+            lock.release()
+            raise
         ended = threading.Event()
         threading.Thread(target=self._beat, args=(ended,), daemon=True).start()
         try:
             yield
         finally:
             ended.set()
-            (self.path / "heartbeat").unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the disk may be what failed
+                (self.path / "heartbeat").unlink(missing_ok=True)
             lock.release()
+
+    def claim(self, shared: bool) -> None:
+        """Write the heartbeat; InputError if another process has a live one.
+
+        The lock may be one that other machines do not see; `shared` says that this one
+        does not, either. Whoever was here a moment ago is waited for until it is silent
+        for long enough, or beats again.
+        """
+        own = self.path / f"heartbeat.{socket.gethostname()}.{os.getpid()}"
+        misc.write_whole(
+            own, json.dumps({"host": socket.gethostname(), "pid": os.getpid()})
+        )
+        try:
+            first = self.heartbeat()
+            while not self._began(own):
+                beat = self.heartbeat()
+                fresh = beat is not None and abs(beat["age"]) < SILENCE
+                if not fresh or not (may_live(beat) if shared else elsewhere(beat)):
+                    (self.path / "heartbeat").unlink(missing_ok=True)
+                elif first is None or beat["time"] != first["time"]:
+                    raise self.taken()
+                else:
+                    time.sleep(LOOK)
+        finally:
+            own.unlink(missing_ok=True)
+
+    def _began(self, own: Path) -> bool:
+        """Make `own` the heartbeat, unless there is one."""
+        try:
+            os.link(own, self.path / "heartbeat")  # one of several makes it
+        except FileExistsError:
+            return False
+        except OSError:  # a file system without links
+            if (self.path / "heartbeat").exists():
+                return False
+            own.rename(self.path / "heartbeat")
+        return True
+
+    def taken(self) -> InputError:
+        """What to say where another process works."""
+        beat = self.heartbeat() or {"host": "this machine", "pid": "unknown"}
+        return InputError(
+            f"another process works in {self.path} (process {beat['pid']} on "
+            f"{beat['host']}); wait for it or name another --output_dir."
+        )
 
     def delete(self) -> bool:
         """Remove the folder; False, and it stays, while a process works in it."""
@@ -122,7 +176,7 @@ class RunFolder:
         lock = FileLock(self.path / "lock")
         try:
             lock.acquire(timeout=0)  # nobody can start here from now on
-        except Timeout:
+        except (Timeout, NotImplementedError):
             return False
         shutil.rmtree(self.path)
         lock.release()
@@ -173,10 +227,71 @@ class RunFolder:
 
     def last_error(self) -> str:
         """Why it does not go on, in one line; the log's last line has the word."""
-        failure = self.failure() or {}
+        failure = self.failure()
+        if failure is None and (self.path / "heartbeat").exists():
+            return self.last_step()  # what it printed last is not why it ended
+        failure = failure or {}
         lines = str(failure.get("error") or self.last_lines()).strip().split("\n")
         word = f"killed by {failure['signal']}" if failure.get("signal") else ""
-        return ": ".join(filter(None, [word, lines[-1].strip()])) or "no log"
+        said = ": ".join(filter(None, [word, lines[-1].strip()]))
+        return said or self.last_step()
+
+    def last_step(self) -> str:
+        """Where a run was that ended without a word."""
+        try:
+            lines = (self.path / "results.jsonl").read_text().splitlines()
+            where = f"after its checkpoint at step {json.loads(lines[-1])['step']}"
+        except (OSError, ValueError, IndexError, TypeError, KeyError):
+            where = "before its first checkpoint"
+        return f"ended without a word {where}"
+
+
+def is_held(lock: Path) -> bool | None:
+    """Whether a process holds that lock file; None if that cannot be known.
+
+    Looked at with a shared lock, which several may have at once and which needs no
+    right to write.
+    """
+    try:
+        with open(lock, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return None
+    return False
+
+
+def elsewhere(beat: dict[str, Any]) -> bool:
+    """Whether the heartbeat is another machine's."""
+    return beat["host"] != socket.gethostname()
+
+
+def may_live(beat: dict[str, Any]) -> bool:
+    """Whether another process of that number may be at work."""
+    try:
+        os.kill(beat["pid"], 0)
+    except ProcessLookupError:
+        return elsewhere(beat)
+    except OSError:  # somebody else's
+        return True
+    return elsewhere(beat) or beat["pid"] != os.getpid()
+
+
+def ahead(folder: Path) -> float:
+    """Seconds by which the file system's clock is before this machine's.
+
+    It is asked once, by a file that is written; 0 where it cannot be.
+    """
+    with contextlib.suppress(OSError):
+        device = folder.stat().st_dev
+        if device not in AHEAD:
+            with tempfile.TemporaryFile(dir=folder) as file:
+                AHEAD[device] = os.fstat(file.fileno()).st_mtime - time.time()
+        return AHEAD[device]
+    return 0.0
 
 
 def signal_name(status: int) -> str | None:

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -38,7 +39,7 @@ def launch(folder, data, *flags, command="launch"):
 
 def run_here(command, **environment):
     """In place of a child process, so that a kill of this process is one of the job."""
-    train.main(command_launchers.shlex.split(command)[3:])
+    train.main(shlex.split(command)[3:])
     return 0
 
 
@@ -98,7 +99,7 @@ def test_a_sweep_killed_twenty_times_has_the_same_tables(pacs, tmp_path, capsys)
 def debug_command(folder, *flags, algorithm="LFA"):
     given = ["--dataset", "Debug28", "--algorithm", algorithm, "--num_workers", "0"]
     given += ["--hparams", '{"batch_size": 4}', "--output_dir", str(folder), *flags]
-    words = command_launchers.shlex.join(given)
+    words = shlex.join(given)
     return f"python -m domainbed.scripts.train {words}"
 
 
@@ -189,7 +190,7 @@ def ran(monkeypatch):
 
     def run(command, **_):
         commands.append(command)
-        folder = command_launchers.shlex.split(command)
+        folder = shlex.split(command)
         folder = Path(folder[folder.index("--output_dir") + 1])
         (folder / "done").write_text("done")
         return 0
