@@ -63,6 +63,20 @@ def split(t: torch.Tensor, minibatches: Minibatches) -> tuple[torch.Tensor, ...]
     return t.split([len(y) for _, y in minibatches])
 
 
+def domain_labels(minibatches: Minibatches) -> torch.Tensor:
+    """Each item's domain, from 0 on (N,)."""
+    return torch.cat([torch.full_like(y, d) for d, (_, y) in enumerate(minibatches)])
+
+
+def descend(objective: torch.Tensor, *optimizers: torch.optim.Optimizer) -> None:
+    """A step of these optimizers on the objective."""
+    for optimizer in optimizers:
+        optimizer.zero_grad()
+    objective.backward()
+    for optimizer in optimizers:
+        optimizer.step()
+
+
 def plain_numbers(logged: dict[str, torch.Tensor | float]) -> dict[str, float]:
     """What `update` returns."""
     return {
@@ -199,28 +213,8 @@ class Algorithm(nn.Module):
         return super().load_state_dict(state_dict, *args, **kwargs)
 
 
-@register
-class ERM(Algorithm):
-    """Empirical risk minimisation (Vapnik, 1998): all domains' examples together.
-
-    What differs by its objective only defines `loss`.
-    """
-
-    MIN_ITEMS = 1  # of each domain in a batch
-
-    def __init__(self, input_shape, num_classes, num_domains, hparams):
-        super().__init__(input_shape, num_classes, num_domains, hparams)
-        self.featurizer = networks.Featurizer(input_shape, hparams)
-        self.classifier = networks.Classifier(
-            self.featurizer.n_outputs, num_classes, hparams["nonlinear_classifier"]
-        )
-        self.network = nn.Sequential(self.featurizer, self.classifier)
-        self.optimizer = self.make_optimizer(hparams["lr"])
-
-    def make_optimizer(self, lr: float) -> torch.optim.Optimizer:
-        """Adam, its moments at zero, over all of the network."""
-        decay = self.hparams["weight_decay"]
-        return torch.optim.Adam(self.network.parameters(), lr, weight_decay=decay)
+class OwnNetwork(Algorithm):
+    """What trains networks of its own, from images or vectors on."""
 
     @classmethod
     def hparam_rows(cls, dataset: str) -> HparamRows:
@@ -235,6 +229,37 @@ class ERM(Algorithm):
             "vector_dropout": (None, None),
         }
 
+    def make_classifier(self, n_inputs: int, n_outputs: int) -> nn.Module:
+        """A head on features."""
+        nonlinear = self.hparams["nonlinear_classifier"]
+        return networks.Classifier(n_inputs, n_outputs, nonlinear)
+
+    def adam(self, lr: float, *modules: nn.Module) -> torch.optim.Adam:
+        """Adam, its moments at zero, over all parameters of these modules."""
+        parameters = [p for module in modules for p in module.parameters()]
+        decay = self.hparams["weight_decay"]
+        return torch.optim.Adam(parameters, lr, weight_decay=decay)
+
+
+class Featurized(OwnNetwork):
+    """A featurizer phi and a classifier w: x -> z = phi(x) (B, F) -> w(z) (B, C).
+
+    What differs by its objective only defines `loss`, which `optimizer` lowers.
+    """
+
+    MIN_ITEMS = 1  # of each domain in a batch
+
+    optimizer: torch.optim.Optimizer
+
+    def __init__(self, input_shape, num_classes, num_domains, hparams):
+        super().__init__(input_shape, num_classes, num_domains, hparams)
+        self.featurizer = networks.Featurizer(input_shape, hparams)
+        self.classifier = self.make_classifier(self.featurizer.n_outputs, num_classes)
+
+    def make_optimizer(self, lr: float) -> torch.optim.Optimizer:
+        """What steps phi and w."""
+        return self.adam(lr, self.featurizer, self.classifier)
+
     def loss(self, minibatches: Minibatches) -> Objective:
         """What a step lowers, and what is logged, `loss` among it."""
         x, y = all_of(minibatches)
@@ -248,10 +273,21 @@ class ERM(Algorithm):
                 "domain in a batch; raise hyperparameter batch_size."
             )
         objective, logged = self.loss(minibatches)
-        self.optimizer.zero_grad()
-        objective.backward()
-        self.optimizer.step()
+        descend(objective, self.optimizer)
         return plain_numbers(logged)
+
+    def predict(self, x):
+        return self.classifier(self.featurizer(x))
+
+
+@register
+class ERM(Featurized):
+    """Empirical risk minimisation (Vapnik, 1998): all domains' examples together."""
+
+    def __init__(self, input_shape, num_classes, num_domains, hparams):
+        super().__init__(input_shape, num_classes, num_domains, hparams)
+        self.network = nn.Sequential(self.featurizer, self.classifier)
+        self.optimizer = self.make_optimizer(hparams["lr"])
 
     def predict(self, x):
         return self.network(x)
