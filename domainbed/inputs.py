@@ -13,7 +13,7 @@ from domainbed.backbones import CLIPBackbone, Kind, load_clip
 from domainbed.features.store import (
     StoredFeatures,
     default_feature_dir,
-    open_features,
+    open_all,
 )
 from domainbed.features.vectors import Vectors
 from domainbed.lib import misc
@@ -54,9 +54,8 @@ class RunInputs:
             projection = own if self.input == "features" else None
             return [Vectors(stored, projection) for stored in self.open_features()]
         if self.algorithm.TAKES_FEATURES and self.hparams["clip_transform"] and stores:
-            kind = self.algorithm.stored_kind
-            self.algorithm.given = kind.name
-            return self.open_features(kind)
+            self.algorithm.given = self.kind.name
+            return self.open_features()
         return None
 
     @functools.cached_property
@@ -72,20 +71,24 @@ class RunInputs:
             return self.stored
         return [features.on(self.device) for features in self.stored]
 
-    def open_features(self, kind: Kind | None = None) -> list[StoredFeatures]:
+    @property
+    def kind(self) -> Kind:
+        """What of the images is stored."""
+        if self.input != "images":
+            return self.backbone.class_tokens
+        return self.algorithm.stored_kind
+
+    def open_features(self) -> list[StoredFeatures]:
         """Every environment's entry in the feature store."""
-        return [
-            open_features(
-                environment,
-                self.backbone,
-                Path(self.args.feature_dir or default_feature_dir(self.args.data_dir)),
-                self.hparams["feature_dtype"],
-                self.workers(1),
-                self.args.strict_fingerprint,
-                kind,
-            )
-            for environment in self.dataset
-        ]
+        return open_all(
+            [*self.dataset],
+            self.backbone,
+            Path(self.args.feature_dir or default_feature_dir(self.args.data_dir)),
+            self.hparams["feature_dtype"],
+            self.workers(1),
+            self.args.strict_fingerprint,
+            self.kind,
+        )
 
     def items(self, split: Split, to_train: bool) -> Dataset:
         """A split's (x, y) pairs; only training sees them augmented."""

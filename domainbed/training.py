@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import Dataset
 
 from domainbed import algorithms, datasets
 from domainbed.arguments import (
@@ -38,7 +39,8 @@ from domainbed.runs.tensorboard import TensorBoardLog
 from domainbed.tasks import get_task
 
 EVAL_BATCH = 64  # DomainBed's; DPL-CLIP's predictions depend on it
-STORED_EVAL_BATCH = 1024  # of stored features, a split in a few calls
+STORED_EVAL_BATCH = 1024  # of stored features, a split in a few calls,
+MOST_NUMBERS = 2**26  # but of no more than these: 256 MB
 
 
 class Run(RunInputs):
@@ -186,11 +188,10 @@ class Run(RunInputs):
     def evaluate(self) -> dict[str, float]:
         """Accuracy on every split, items unaugmented, all alike and in order."""
         accuracies = {}
-        large = self.stored and not self.algorithm.BATCH_MATTERS
-        batch_size = STORED_EVAL_BATCH if large else EVAL_BATCH
         for split in self.splits:
             items = self.items(split, to_train=False)
-            loader = FastDataLoader(items, batch_size, self.workers(1))
+            batch = EVAL_BATCH if self.algorithm.BATCH_MATTERS else eval_batch(items)
+            loader = FastDataLoader(items, batch, self.workers(1))
             accuracies[f"{split.name}_acc"] = misc.accuracy(
                 self.algorithm, loader, None, self.device
             )
@@ -255,6 +256,14 @@ def load_algorithm(run: str | Path) -> algorithms.Algorithm:
     )
     algorithm.load_state_dict(saved["model_dict"])
     return algorithm.eval()
+
+
+def eval_batch(items: Dataset) -> int:
+    """How many of them are evaluated at once."""
+    if not hasattr(items, "gather") or not len(items):
+        return EVAL_BATCH
+    most = MOST_NUMBERS // items[0][0].numel()
+    return max(EVAL_BATCH, min(STORED_EVAL_BATCH, most))
 
 
 def peak_memory_gb() -> float:

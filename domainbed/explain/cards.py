@@ -17,7 +17,7 @@ from domainbed.datasets import ImageEnvironment, read_image
 from domainbed.explain.models import Model, load_model, zero_shot
 from domainbed.lib.errors import InputError
 from domainbed.lib.fast_data_loader import FastDataLoader
-from domainbed.training import EVAL_BATCH, STORED_EVAL_BATCH
+from domainbed.training import eval_batch
 
 
 class Column(NamedTuple):
@@ -113,9 +113,8 @@ def compare(first: Column, second: Column) -> pd.DataFrame:
 def guesses(column: Column, env: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Every item's predicted class, that class's probability, and its label, (N,)."""
     items = column.model.items(env)
-    batch = STORED_EVAL_BATCH if hasattr(items, "gather") else EVAL_BATCH
-    if column.model.algorithm.BATCH_MATTERS:
-        batch = 1  # a card asks about its image alone
+    alone = column.model.algorithm.BATCH_MATTERS  # a card asks about its image alone
+    batch = 1 if alone else eval_batch(items)
     parts = []
     for x, y in FastDataLoader(items, batch, num_workers=0):
         p = column.probabilities(column.model.to_device(x))

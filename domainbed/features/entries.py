@@ -223,3 +223,9 @@ def digest_files(environment: ImageEnvironment, strict: bool) -> str:
 def shown(text: str) -> str:
     """The text on one line, with what a terminal would obey escaped."""
     return repr(text)[1:-1]
+
+
+def size_text(size: int) -> str:
+    """Bytes in decimal MB, or from a thousand of them in GB."""
+    unit, name = (1e9, "GB") if size >= 1e9 else (1e6, "MB")
+    return f"{size / unit:,.1f} {name}"

@@ -9,12 +9,14 @@ Whatever of these changes gives a new entry, so features are never stale.
 
 import contextlib
 import errno
+import functools
 import json
+import math
 import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +27,17 @@ from tqdm import tqdm
 
 from domainbed.backbones import CLIPBackbone, Kind
 from domainbed.datasets import ImageEnvironment
-from domainbed.features.entries import Entry, digest_files, key_of, shown
+from domainbed.features.entries import Entry, digest_files, key_of, shown, size_text
 from domainbed.lib import misc
 from domainbed.lib.errors import DISK_ERRORS, InputError
 
 DTYPES = ("float16", "float32")
 BATCH = 64  # images; on a CPU larger ones are no faster
 FLUSH = 1024  # images at most that an interruption makes one compute again
+HINT = (
+    "name another folder with --feature_dir or compute them anew in every run with "
+    "--no_feature_store"
+)
 
 
 class StoredFeatures(Dataset):
@@ -122,40 +128,90 @@ def open_features(
     strict: bool = False,
     kind: Kind | None = None,
 ) -> StoredFeatures:
-    """The environment's stored features, extracted first if there are none.
+    """The stored features of one environment: `open_all` of it alone."""
+    args = (backbone, feature_dir, dtype, num_workers, strict, kind)
+    return open_all([environment], *args)[0]
+
+
+def open_all(
+    environments: Sequence[ImageEnvironment],
+    backbone: CLIPBackbone,
+    feature_dir: Path,
+    dtype: str = "float16",
+    num_workers: int = 0,
+    strict: bool = False,
+    kind: Kind | None = None,
+) -> list[StoredFeatures]:
+    """The environments' stored features, extracted first where there are none.
 
     They are of that kind, by default the class tokens of all layers.
     One process extracts, others wait for it; an interrupted extraction continues.
-    `strict` is `describe`'s. InputError where the store cannot be written or the entry
-    is damaged.
+    `strict` is `describe`'s. InputError where the store cannot be written or has no
+    space for all of them, or an entry is damaged.
     """
     kind = kind or backbone.class_tokens
-    facts = describe(environment, backbone, dtype, strict, kind)
-    entry = Entry(feature_dir / key_of(facts))
+    facts = [describe(each, backbone, dtype, strict, kind) for each in environments]
+    found = [Entry(feature_dir / key_of(each)) for each in facts]
+
+    @functools.cache
+    def shape() -> tuple[int, ...]:
+        """Of an image's features; the first to ask has the disk looked at for all."""
+        new = [
+            environment
+            for environment, entry in zip(environments, found, strict=True)
+            if not (entry.path.exists() or Entry(entry.part).done)
+        ]
+        shape = shape_of(kind, backbone)
+        check_space((sum(map(len, new)), *shape), dtype, feature_dir)
+        return shape
+
     try:
-        if not entry.path.exists():
+        for environment, own, entry in zip(environments, facts, found, strict=True):
+            if entry.path.exists():
+                continue
             feature_dir.mkdir(parents=True, exist_ok=True)
             with entry.locked(wait=True):
                 if not entry.path.exists():
-                    extract(environment, backbone, kind, facts, entry, num_workers)
+                    extract(environment, backbone, kind, shape, own, entry, num_workers)
     except OSError as error:
         if error.errno not in (*DISK_ERRORS, errno.EEXIST, errno.ENOTDIR):
             raise
         raise InputError(
-            f"cannot store layer features in {feature_dir} ({error.strerror}); name "
-            "another folder with --feature_dir or compute them anew in every run with "
-            "--no_feature_store."
+            f"cannot store layer features in {feature_dir} ({error.strerror}); {HINT}."
         ) from error
-    z, y = entry.arrays()
-    entry.touch()
-    return StoredFeatures(z, y, range(len(z)))
+    stored = []
+    for entry in found:
+        z, y = entry.arrays()
+        entry.touch()
+        stored.append(StoredFeatures(z, y, range(len(z))))
+    return stored
 
 
 @torch.no_grad()
+def shape_of(kind: Kind, backbone: CLIPBackbone) -> tuple[int, ...]:
+    """The shape of an image's features."""
+    size, device = backbone.resolution, backbone.scale.device
+    blank = torch.zeros(1, 3, size, size, device=device)
+    return tuple(kind.encode(blank).shape[1:])
+
+
+def check_space(shape: tuple[int, ...], dtype: str, feature_dir: Path) -> None:
+    """Say what new features (N, *shape) will take; InputError if the disk lacks it."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    n, each = f"{shape[0]:,}", " x ".join(f"{numbers:,}" for numbers in shape[1:])
+    what = f"features of {n} images, {each} {dtype} each, take {size_text(size)}"
+    parents = (feature_dir, *feature_dir.absolute().parents)
+    free = shutil.disk_usage(next(p for p in parents if p.exists())).free
+    if size > free:
+        raise InputError(
+            f"the {what}, and {feature_dir} has {size_text(free)} left; {HINT}."
+        )
+    print(f"the {what} in {feature_dir}", file=sys.stderr)
+
+
 def reserve(
     environment: ImageEnvironment,
-    backbone: CLIPBackbone,
-    kind: Kind,
+    shape: Callable[[], tuple[int, ...]],
     facts: dict[str, Any],
     part: Entry,
 ) -> int:
@@ -168,15 +224,13 @@ def reserve(
         part.arrays()
         if part.done:
             return part.done
-    size, device = backbone.resolution, backbone.scale.device
-    blank = torch.zeros(1, 3, size, size, device=device)
-    shape = (len(environment), *kind.encode(blank).shape[1:])
+    whole = (len(environment), *shape())
     shutil.rmtree(part.path, ignore_errors=True)
     part.path.mkdir()
     try:
         misc.write_whole(part.path / "facts.json", json.dumps(facts, indent=1))
         np.save(part.path / "y.npy", np.asarray(environment.targets, np.int64))
-        z = np.lib.format.open_memmap(part.path / "z.npy", "w+", facts["dtype"], shape)
+        z = np.lib.format.open_memmap(part.path / "z.npy", "w+", facts["dtype"], whole)
         if hasattr(os, "posix_fallocate"):  # macOS finds out when it writes
             with open(z.filename, "r+b") as file:
                 os.posix_fallocate(file.fileno(), 0, os.path.getsize(z.filename))
@@ -191,13 +245,14 @@ def extract(
     environment: ImageEnvironment,
     backbone: CLIPBackbone,
     kind: Kind,
+    shape: Callable[[], tuple[int, ...]],
     facts: dict[str, Any],
     entry: Entry,
     num_workers: int,
 ) -> None:
     """Write the entry beside its place and rename it when whole."""
     part = Entry(entry.part)
-    done = reserve(environment, backbone, kind, facts, part)
+    done = reserve(environment, shape, facts, part)
     z, _ = part.arrays()
     rest = Subset(environment, range(done, len(environment)))
     device = backbone.scale.device

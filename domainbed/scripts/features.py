@@ -10,7 +10,14 @@ import torch
 from domainbed import algorithms, training
 from domainbed.arguments import resolve_hparams
 from domainbed.datasets import ImageEnvironment
-from domainbed.features.entries import DamagedError, Entry, entries, key_of, shown
+from domainbed.features.entries import (
+    DamagedError,
+    Entry,
+    entries,
+    key_of,
+    shown,
+    size_text,
+)
 from domainbed.features.store import default_feature_dir, describe
 from domainbed.hparams_registry import as_json
 from domainbed.lib.errors import InputError, check_at_least, exits_on_input_error
@@ -20,8 +27,15 @@ from domainbed.scripts.sweep import ask_for_confirmation, check_confirmation
 
 SAMPLE = 16  # images of an environment that `verify` computes again
 CLOSE = 0.02  # features are about 1; half precision and other devices differ by less
-TITLES = ("key", "images of", "backbone", "dtype", "images", "L x D", "size")
+TITLES = ("key", "images of", "backbone", "dtype", "images", "of each", "size")
 TITLES += ("written", "last read", "state")
+
+
+def readers() -> str:
+    """Which algorithms read what is stored here."""
+    names = algorithms.ALGORITHMS
+    reading = [n for n in names if algorithms.get_algorithm_class(n).TAKES_FEATURES]
+    return f"that reads them, one of {', '.join(reading)}; all others read images"
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -36,7 +50,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         add("--feature_dir", help="the store; default: DATA_DIR/features")
         if name in ("build", "verify"):
             add("--dataset", required=name == "build")
-            add("--algorithm", default="LFA", help="that reads them; default: LFA")
+            add("--algorithm", default="LFA", help=f"{readers()}; default: LFA")
             add("--hparams", nargs="+", help=train.HPARAMS_HELP)
             add("--allow_missing_classes", action="store_true")
             add("--strict_fingerprint", action="store_true", help="as of train")
@@ -68,7 +82,8 @@ def run_of(args: argparse.Namespace) -> training.Run:
     frozen = frozen and hparams["clip_transform"]
     if frozen or hparams.get("input", "images") != "images":
         run = training.Run(flags)
-        if isinstance(run.dataset[0], ImageEnvironment):
+        reads = run.input != "images" or run.algorithm.TAKES_FEATURES
+        if isinstance(run.dataset[0], ImageEnvironment) and reads:
             return run
     raise InputError(
         f"{args.algorithm} on {args.dataset} stores no features: that takes a dataset "
@@ -84,16 +99,17 @@ def existing_store(args: argparse.Namespace) -> Path:
     return folder
 
 
-def megabytes(size: int) -> str:
-    return f"{size / 1e6:,.1f} MB"
-
-
 def place(entry: Entry) -> str:
     """The dataset's folder and the environment's; nothing if that is not known."""
     try:
         return shown("/".join(Path(entry.facts["folder"]).parts[-2:]))
     except DamagedError:
         return ""
+
+
+def shape_text(z: np.ndarray) -> str:
+    """What is stored of an image: L x D class tokens, or so many pooled taps."""
+    return " x ".join(map(str, z.shape[1:]))
 
 
 def build(args: argparse.Namespace) -> None:
@@ -104,12 +120,11 @@ def build(args: argparse.Namespace) -> None:
         stored = getattr(items, "stored", items)  # what vectors are made of
         entry = Entry(Path(stored.z.filename).parent)
         total += entry.size
-        n, n_layers, width = stored.z.shape
         print(
-            f"{place(entry)}: {n} images, {n_layers} x {width} {stored.z.dtype}, "
-            f"{megabytes(entry.size)} in {entry.path}"
+            f"{place(entry)}: {len(stored.z)} images, {shape_text(stored.z)} "
+            f"{stored.z.dtype}, {size_text(entry.size)} in {entry.path}"
         )
-    print(f"{len(run.stored)} environments, {megabytes(total)}.")
+    print(f"{len(run.stored)} environments, {size_text(total)}.")
 
 
 def list_entries(args: argparse.Namespace) -> None:
@@ -121,14 +136,14 @@ def list_entries(args: argparse.Namespace) -> None:
     for row in rows if found else ():
         line = "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True))
         print(line.rstrip())
-    total = megabytes(sum(entry.size for entry in found))
+    total = size_text(sum(entry.size for entry in found))
     print(f"{len(found)} entries, {total} in {folder}.")
 
 
 def cells(entry: Entry) -> tuple[str, ...]:
     """An entry's row under TITLES."""
     written, read = (f"{days:.1f} days ago" for days in entry.days)
-    rest = (megabytes(entry.size), written, read)
+    rest = (size_text(entry.size), written, read)
     try:
         facts, (z, _) = entry.facts, entry.arrays()
     except DamagedError as error:
@@ -144,7 +159,7 @@ def cells(entry: Entry) -> tuple[str, ...]:
         facts["backbone"],
         facts["dtype"],
         str(facts["images"]),
-        f"{z.shape[1]} x {z.shape[2]}",
+        shape_text(z),
         *rest,
         state,
     )
@@ -160,7 +175,7 @@ def verify(args: argparse.Namespace) -> None:
     wanted = {}
     for environment in run.dataset if run else ():
         dtype, strict = run.hparams["feature_dtype"], args.strict_fingerprint
-        facts = describe(environment, run.backbone, dtype, strict)
+        facts = describe(environment, run.backbone, dtype, strict, run.kind)
         wanted[key_of(facts)] = environment
     wrong = 0
     for entry in entries(folder):
@@ -201,7 +216,7 @@ def differs(entry: Entry, environment: ImageEnvironment, run: training.Run) -> b
         return False
     keys = np.unique(np.linspace(0, len(z) - 1, SAMPLE, dtype=int))
     x = torch.stack([environment[key][0] for key in keys])
-    again = run.backbone.encode_image_layers(x.to(run.device)).cpu()
+    again = run.kind.encode(x.to(run.device)).cpu()
     stored = torch.from_numpy(z[keys]).float()
     return not torch.allclose(stored, again, rtol=CLOSE, atol=CLOSE)
 
@@ -217,9 +232,9 @@ def prune(args: argparse.Namespace) -> None:
     found = entries(folder)
     doomed = []
     for entry, reason in reasons(found, args.older_than):
-        print(f"{entry.key}  {place(entry)}  {megabytes(entry.size)}: {reason}")
+        print(f"{entry.key}  {place(entry)}  {size_text(entry.size)}: {reason}")
         doomed.append(entry)
-    total = megabytes(sum(entry.size for entry in doomed))
+    total = size_text(sum(entry.size for entry in doomed))
     print(f"About to remove {len(doomed)} of {len(found)} entries, {total}.")
     if not doomed:
         return

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import threading
@@ -18,7 +19,7 @@ from domainbed import datasets, inputs, training
 from domainbed.algorithms import get_algorithm_class
 from domainbed.backbones import load_clip
 from domainbed.features import store
-from domainbed.features.entries import Entry, entries, key_of
+from domainbed.features.entries import Entry, entries, key_of, size_text
 from domainbed.features.store import StoredFeatures, describe, open_features
 from domainbed.hparams_registry import default_hparams
 from domainbed.lib.errors import InputError
@@ -276,6 +277,28 @@ def test_space_is_reserved_not_only_promised(photos, backbone, tmp_path, monkeyp
     with pytest.raises(InputError, match=r"No space left on device.*--feature_dir"):
         open_features(photos, backbone, tmp_path / "store")
     assert not entries(tmp_path / "store")
+
+
+def test_the_size_is_said_before_and_refused_where_the_disk_lacks_it(
+    pacs, backbone, tmp_path, monkeypatch, capsys
+):
+    photos, sketches = (datasets.PACS(str(pacs), [0], CLIP)[i] for i in (2, 3))
+    both = ([photos, sketches], backbone, tmp_path / "store")
+    size = 20 * 8 * 128 * 2
+    free = shutil.disk_usage(tmp_path)._replace(free=size - 1)
+    with monkeypatch.context() as full:
+        full.setattr(shutil, "disk_usage", lambda path: free)
+        says = "20 images, 8 x 128 float16 each, take 0.0 MB, and .* has 0.0 MB left; "
+        with pytest.raises(InputError, match=says):
+            store.open_all(*both)
+        assert not entries(tmp_path / "store")
+        full.setattr(shutil, "disk_usage", lambda path: free._replace(free=size))
+        store.open_all(*both)
+    assert capsys.readouterr().err.count("the features of 20 images") == 1
+    store.open_all(*both)
+    assert not capsys.readouterr().err
+    assert size_text(133_120 * 9_991) == "1.3 GB"
+    assert size_text(31_000_000) == "31.0 MB"
 
 
 def test_a_disk_that_fills_later_is_an_error_that_can_be_mended(

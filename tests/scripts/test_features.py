@@ -11,6 +11,7 @@ from filelock import FileLock
 from helpers import make_image_folder
 
 from domainbed import training
+from domainbed.algorithms_probe import Head2Toe
 from domainbed.backbones import CLIPBackbone
 from domainbed.features.entries import entries
 from domainbed.scripts import train
@@ -91,6 +92,46 @@ def test_a_run_reads_what_was_built(pacs, capsys, monkeypatch):
     vectors.append("input=features")
     main(["build", "--data_dir", str(pacs), "--dataset", "PACS", *vectors])
     assert capsys.readouterr().out.splitlines() == [*lines, total] * 2
+
+
+def test_head2toe_trains_from_its_pooled_taps(pacs, tmp_path, capsys, monkeypatch):
+    of = ["--data_dir", str(pacs), "--dataset", "PACS", "--algorithm", "Head2Toe"]
+    main(["build", *of, *EMOJI])
+    said = capsys.readouterr()
+    assert "features of 40 images, 7,552 float16 each, take 0.6 MB in " in said.err
+    assert said.out.count("10 images, 7552 float16, 0.2 MB in ") == 4
+    main(["build", *of, *EMOJI, "h2t_target=128", "h2t_frac=0.5"])  # the same taps
+    assert len(entries(pacs / "features")) == 4
+    main(["build", *of, *EMOJI, "h2t_target=256"])
+    kinds = [entry.facts["layers"] for entry in entries(pacs / "features")]
+    assert sorted(kinds) == 4 * ["taps 128"] + 4 * ["taps 256"]
+    main(["verify", *of, *EMOJI])
+    main(["list", "--data_dir", str(pacs)])
+    said = capsys.readouterr().out
+    assert said.count(": whole\n") == 8
+    assert said.count(" float16  10      7552 ") == 4
+
+    def refuse(self, x):
+        raise AssertionError("computed again")
+
+    run = ["--steps", "6", "--test_envs", "0", "--num_workers", "0", *EMOJI]
+    run += ["batch_size=4", "h2t_select_steps=3"]
+    images = [*of, "--no_feature_store", "--output_dir", str(tmp_path / "images")]
+    train.main([*images, *run])
+    monkeypatch.setattr(Head2Toe, "tap", refuse)
+    train.main([*of, "--output_dir", str(tmp_path / "stored"), *run])
+    losses = [
+        json.loads((tmp_path / name / "results.jsonl").read_text().splitlines()[-1])
+        for name in ("images", "stored")
+    ]
+    assert losses[0]["loss"] == pytest.approx(losses[1]["loss"], rel=1e-2)
+
+
+def test_a_tower_that_trains_has_no_stored_taps(pacs, fails):
+    of = ["--data_dir", str(pacs), "--dataset", "PACS", "--algorithm", "Head2Toe"]
+    said = fails(2, "build", *of, *EMOJI, "h2t_finetune=true")
+    assert "Head2Toe on PACS stores no features" in said
+    assert not (pacs / "features").exists()
 
 
 def test_build_goes_where_and_how_it_is_told(pacs, tmp_path):
