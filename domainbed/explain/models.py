@@ -151,7 +151,7 @@ def zero_shot(model: Model) -> Model:
     algorithm = ZeroShotCLIP(
         (3, *[model.algorithm.backbone.resolution] * 2),
         len(model.class_names),
-        0,  # training domains
+        1,  # training domains: the least there can be, of which it sees nothing
         hparams | {"class_names": model.class_names},
     )
     return Model("ZeroShotCLIP", algorithm, model.args)
