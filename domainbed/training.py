@@ -33,7 +33,8 @@ from domainbed.inputs import RunInputs
 from domainbed.lib import misc, progress
 from domainbed.lib.fast_data_loader import FastDataLoader
 from domainbed.lib.schedules import set_learning_rate
-from domainbed.runs import layer_attention, provenance
+from domainbed.model_selection import rank
+from domainbed.runs import layer_attention, predictions, provenance
 from domainbed.runs.records import RunRecords
 from domainbed.runs.tensorboard import TensorBoardLog
 from domainbed.tasks import get_task
@@ -149,6 +150,7 @@ class Run(RunInputs):
         """
         state = self.records.load_state()
         if state is None:
+            (self.output_dir / predictions.NAME).unlink(missing_ok=True)
             misc.write_whole(self.records.about, json.dumps(self.about(), indent=1))
             return 0, defaultdict(list)
         self.algorithm.load_training_state(state["algorithm"])
@@ -186,15 +188,21 @@ class Run(RunInputs):
         )
 
     def evaluate(self) -> dict[str, float]:
-        """Accuracy on every split, items unaugmented, all alike and in order."""
-        accuracies = {}
+        """Accuracy on every split, items unaugmented, all alike and in order.
+
+        `answers` then are those on what is tested.
+        """
+        accuracies, self.answers = {}, []
         for split in self.splits:
             items = self.items(split, to_train=False)
             batch = EVAL_BATCH if self.algorithm.BATCH_MATTERS else eval_batch(items)
             loader = FastDataLoader(items, batch, self.workers(1))
+            network = predictions.Watched(self.algorithm)
             accuracies[f"{split.name}_acc"] = misc.accuracy(
-                self.algorithm, loader, None, self.device
+                network, network.noting(loader), None, self.device
             )
+            if split.role == "test":
+                self.answers.append(network.answers(split))
         return accuracies
 
     def record(self, values: dict[str, float]) -> None:
@@ -211,15 +219,35 @@ class Run(RunInputs):
         facts = {"hparams": self.hparams, "args": vars(self.args)}
         self.records.append(results | facts)
         self.curves.add(results)
+        if not self.args.no_predictions:
+            self.keep_predictions(values["step"])
+
+    def keep_predictions(self, step: int) -> None:
+        """Write what was answered on the tested images; see `runs.predictions`."""
+        predictions.keep(
+            self.output_dir / predictions.NAME,
+            self.answers,
+            [len(env) for env in self.dataset],
+            {
+                "data": provenance.dataset_fingerprint(self.dataset),
+                "classes": self.dataset.num_classes,
+            },
+            step,
+            max(self.records.read(), key=self.validation_rank)["step"],
+        )
 
     def validation_accuracy(self, record: dict[str, Any]) -> float:
         """The mean over the splits to select on, 0 of none."""
         keys = [f"{s.name}_acc" for s in self.splits if s.role == "select"]
         return float(np.mean([record[key] for key in keys] or 0))
 
+    def validation_rank(self, record: dict[str, Any]) -> float:
+        """What records are chosen by: NaN is worse than all."""
+        return rank(self.validation_accuracy(record))
+
     def print_summary(self) -> None:
         """Say in words what the run reached on each test environment."""
-        best = max(self.records.read(), key=self.validation_accuracy)
+        best = max(self.records.read(), key=self.validation_rank)
         for env in self.args.test_envs:
             name = self.dataset.environment_name(env)
             accuracy = 100 * best[f"env{env}_in_acc"]

@@ -17,6 +17,7 @@ NEUTRAL = (
     "save_model_every_checkpoint",
     "no_resume",
     "no_tensorboard",
+    "no_predictions",
     "quiet",
 )
 # All others, with their defaults: a flag that a later version adds is put here, and an

@@ -24,7 +24,13 @@ from domainbed.tasks import TASKS
 # Launchers that return when their jobs have ended.
 WAITED_FOR = ("local", "multi_gpu", "pool")
 # Of every job: where and how it works.
-OPTIONS = ("feature_dir", "no_feature_store", "strict_fingerprint", "no_tensorboard")
+OPTIONS = (
+    "feature_dir",
+    "no_feature_store",
+    "strict_fingerprint",
+    "no_tensorboard",
+    "no_predictions",
+)
 
 
 def check_confirmation(args: argparse.Namespace) -> None:
@@ -107,6 +113,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--strict_fingerprint", action="store_true", help="know images by their content"
     )
     add("--no_tensorboard", action="store_true", help="the jobs write no curves")
+    add("--no_predictions", action="store_true", help="the jobs store no answers")
     add("--skip_confirmation", action="store_true")
     add_quiet(parser)
     args = parser.parse_args(with_files(sys.argv[1:] if argv is None else argv))

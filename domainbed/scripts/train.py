@@ -58,6 +58,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help="know images by their content, not by their size and time of change",
     )
     add("--no_tensorboard", action="store_true", help="write no curves")
+    add("--no_predictions", action="store_true", help="store no answers to images")
     add("--no_resume", action="store_true", help="start over, forget what is there")
     add("--skip_model_save", action="store_true")
     add("--save_model_every_checkpoint", action="store_true")
