@@ -201,7 +201,7 @@ class Run(RunInputs):
             accuracies[f"{split.name}_acc"] = misc.accuracy(
                 network, network.noting(loader), None, self.device
             )
-            if split.role == "test":
+            if split.role == "test" and split.keys:
                 self.answers.append(network.answers(split))
         return accuracies
 

@@ -53,7 +53,7 @@ def parsed(hparams: Any) -> Any:
     """What the text after --hparams says, however it is written; {} of none."""
     try:
         return json.loads(hparams or "{}")
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         return hparams
 
 

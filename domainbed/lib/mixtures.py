@@ -5,6 +5,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from domainbed.lib.identity import differences
+from domainbed.lib.query import Q
 from domainbed.lib.reporting import is_dir, listed, printable
 
 EVERYWHERE = ("torch version", "domainbed version", "git state", "device")
@@ -43,6 +45,34 @@ def mixtures(*paths: str | Path) -> Iterator[str]:
         if texts:
             more = f"; so do {len(texts) - 1} others" if len(texts) > 1 else ""
             yield texts[0] + more
+
+
+def same_draws(records: Q) -> Iterator[str]:
+    """A warning, with the difference, of runs that a table takes for one.
+
+    These are runs of one draw and trial that are no copies: the best step of all wins.
+    """
+    names = ("dataset", "algorithm", "test_envs", "trial_seed", "hparams_seed")
+    runs: dict[tuple, list[dict]] = defaultdict(list)
+    last = None
+    for record in records:
+        args = record["args"]
+        if args is not last:  # a run's records share them
+            own = runs[tuple(str(args[name]) for name in names)]
+            if not any(not differences(args, other) for other in own):
+                own.append(args)
+            last = args
+    texts = []
+    for (dataset, algorithm, test_envs, trial, draw), own in runs.items():
+        if len(own) > 1:
+            changes = ", ".join(differences(own[0], own[1]))
+            where = f"{dataset}, {algorithm}, test environments {test_envs}"
+            texts.append(f"{where}, trial {trial}, draw {draw}: {changes}")
+    if texts:
+        yield (
+            f"warning: {len(texts)} draws have several runs that count as one, the "
+            f"best step of all: {listed(texts, most=2)}"
+        )
 
 
 def read_facts(folder: Path) -> dict[str, str] | None:

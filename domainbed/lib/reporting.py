@@ -10,9 +10,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from domainbed.lib.identity import identity
 from domainbed.lib.query import Q
 
-PLACES = ("output_dir", "data_dir")  # of a record's args: where, not what
 DEPTH = 20  # of lists and objects in each other; no run writes so many
 # What may be said of the folders read: how many of what, where.
 BROKEN = "warning: {} broken records left out: {}"
@@ -28,30 +28,38 @@ def load_records(path: str | Path, *more: str | Path) -> Q:
     """The records of every run in the folders, run by run in sorted order.
 
     What cannot be read is left out, and standard error says how much and where. A run,
-    known by its args, counts once: its longest copy; of a step twice in a file, the
-    last. A record with a NaN loss has NaN accuracies: its model's answers are none.
+    known by those args that change its numbers, counts once: its longest copy; of a
+    step twice in a file, the last. A record with a NaN loss has NaN accuracies: its
+    model's answers are none.
     """
-    runs: dict[str, dict[float, dict]] = {}  # args -> step -> record
+    return Q(record for _, run in load_runs(path, *more) for record in run)
+
+
+def load_runs(*paths: str | Path) -> list[tuple[Path, Q]]:
+    """As `load_records`, (folder, records) of every run."""
+    runs: dict[str, tuple[Path, dict[float, dict]]] = {}  # by identity, then by step
     problems: dict[str, list[str]] = {text: [] for text in PROBLEMS}
-    folders = [f for p in (path, *more) for f in sorted(Path(p).glob("*")) if is_dir(f)]
+    folders = [f for p in paths for f in sorted(Path(p).glob("*")) if is_dir(f)]
     folders = [f for f in folders if f.name != "slurm"]  # that launcher's own
     for folder in tqdm(folders, disable=not sys.stderr.isatty(), leave=False):
         read: dict[str, dict[float, dict]] = {}
-        for record in read_records(folder, problems):
-            read.setdefault(_identity(record), {})[record["step"]] = record
+        for key, record in read_records(folder, problems):
+            read.setdefault(key, {})[record["step"]] = record
         for key, steps in read.items():
             if key in runs:
                 problems[COPIED].append(str(folder))
-            if len(steps) > len(runs.get(key, ())):
-                runs[key] = steps
+            if key not in runs or len(steps) > len(runs[key][1]):
+                runs[key] = folder, steps
     for text, places in problems.items():
         if places:
             print(text.format(len(places), listed(places)), file=sys.stderr)
-    return Q(record for steps in runs.values() for record in steps.values())
+    return [(folder, Q(steps.values())) for folder, steps in runs.values()]
 
 
-def read_records(folder: Path, problems: dict[str, list[str]]) -> list[dict[str, Any]]:
-    """The records of the run in the folder; to `problems` goes where it has any."""
+def read_records(
+    folder: Path, problems: dict[str, list[str]]
+) -> list[tuple[str, dict[str, Any]]]:
+    """(identity, record) of each in the folder; to `problems` goes where it has any."""
     file = folder / "results.jsonl"
     try:
         lines = read_lines(file)
@@ -64,14 +72,15 @@ def read_records(folder: Path, problems: dict[str, list[str]]) -> list[dict[str,
     problems[BROKEN] += [f"{file} line {number}" for number in gaps]
     if not lines:
         problems[EMPTY].append(str(folder))
-    if len({(_identity(record), record["step"]) for record in records}) < len(records):
-        problems[REPEATED].append(str(folder))
     for record in records:  # what list_top_hparams shows
         record.setdefault("hparams", {})
         record["args"].setdefault("output_dir", str(folder))
+    keyed = [*zip(_identities(records), records, strict=True)]
+    if len({(key, record["step"]) for key, record in keyed}) < len(records):
+        problems[REPEATED].append(str(folder))
     if any(is_nan(record.get("loss")) for record in records):
         problems[DIVERGED].append(str(folder))
-    return records
+    return keyed
 
 
 def is_dir(path: Path) -> bool:
@@ -156,10 +165,16 @@ def is_nan(value: Any) -> bool:
     return isinstance(value, float) and math.isnan(value)
 
 
-def _identity(record: dict[str, Any]) -> str:
-    """What two copies of a run have in common."""
-    args = {k: v for k, v in record["args"].items() if k not in PLACES}
-    return json.dumps(args, sort_keys=True)
+def _identities(records: list[dict[str, Any]]) -> Iterator[str]:
+    """What each has in common with its run's copies; equal args become one object."""
+    args, key = None, ""
+    for record in records:
+        if record["args"] == args:
+            record["args"] = args
+        else:
+            args = record["args"]
+            key = json.dumps(identity(args), sort_keys=True)
+        yield key
 
 
 def listed(names: Iterable[str], most: int = 5) -> str:

@@ -14,7 +14,7 @@ import pandas as pd
 from domainbed import datasets
 from domainbed.lib import reporting
 from domainbed.lib.errors import InputError
-from domainbed.lib.mixtures import mixtures
+from domainbed.lib.mixtures import mixtures, same_draws
 from domainbed.model_selection import OracleSelectionMethod, SelectionMethod
 from domainbed.report import data
 from domainbed.report.blocks import Chosen, absent, attention_block, method_blocks
@@ -57,7 +57,10 @@ def make_report(input_dir: Path, output: Path, methods: Methods) -> str:
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         title=input_dir.resolve().name,
         facts=facts(runs, names),
-        warnings=[text.removeprefix("warning: ") for text in mixtures(input_dir)],
+        warnings=[
+            text.removeprefix("warning: ")
+            for text in (*same_draws(records), *mixtures(input_dir))
+        ],
         methods=[method.name for method in methods],
         palette=PALETTE,
         overview=overview(draws, names) if len(names) > 1 else [],

@@ -14,7 +14,7 @@ import pandas as pd
 from domainbed import algorithms, datasets, model_selection
 from domainbed.lib import misc, reporting, shipped
 from domainbed.lib.errors import InputError, UnknownNameError, exits_on_input_error
-from domainbed.lib.mixtures import mixtures
+from domainbed.lib.mixtures import mixtures, same_draws
 from domainbed.lib.progress import add_quiet
 from domainbed.lib.query import Q
 from domainbed.lib.reporting import printable
@@ -237,8 +237,8 @@ def main(argv: list[str] | None = None) -> None:
         records = merge_auto_lr(records)
     is_text = args.format in ("text", "latex")
     if not args.quiet:
-        said = misfits(records, is_text), remarks(records), mixtures(*args.input_dir)
-        for line in itertools.chain(*said):
+        said = misfits(records, is_text), remarks(records), same_draws(records)
+        for line in itertools.chain(*said, mixtures(*args.input_dir)):
             print(printable(line), file=sys.stderr)
     if is_text:
         text = upstreams_tables(records, methods, args.format == "latex", published)

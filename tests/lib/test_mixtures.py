@@ -1,6 +1,7 @@
 import json
 
-from domainbed.lib.mixtures import mixtures
+from domainbed.lib.mixtures import mixtures, same_draws
+from domainbed.lib.query import Q
 
 ABOUT = {
     "args": {"dataset": "PACS", "trial_seed": 0, "test_envs": [0]},
@@ -80,3 +81,19 @@ def test_values_cannot_write_lines_of_their_own(tmp_path):
     write(tmp_path / "b", device="cpu\n\x1b[31mwarning")
     (line,) = mixtures(tmp_path)
     assert line.isprintable()
+
+
+def run(**args):
+    names = {"dataset": "PACS", "algorithm": "LFA", "test_envs": [0]}
+    return {"args": names | {"trial_seed": 0, "hparams_seed": 0} | args}
+
+
+def test_runs_of_one_draw_that_are_no_copies_are_named():
+    alone = [run(), run(quiet=True), run(hparams_seed=1), run(trial_seed=1, steps=5)]
+    assert [*same_draws(Q(alone))] == []
+    (line,) = same_draws(Q([*alone, run(seed=1, steps=7), run(seed=2), run(seed=1)]))
+    assert line == (
+        "warning: 1 draws have several runs that count as one, the best step of all: "
+        "PACS, LFA, test environments [0], trial 0, draw 0: "
+        "--seed was 0 and is 1, --steps was None and is 7"
+    )

@@ -5,7 +5,12 @@ import os
 import pytest
 
 from domainbed.lib.query import Q
-from domainbed.lib.reporting import get_grouped_records, load_records, parse_record
+from domainbed.lib.reporting import (
+    get_grouped_records,
+    load_records,
+    load_runs,
+    parse_record,
+)
 
 
 def record(test_envs, step=0, **args):
@@ -162,6 +167,29 @@ def test_a_run_in_two_folders_counts_once(tmp_path, capsys):
     assert found == [(0, 0), (0, 1), (0, 2), (1, 0)]  # the longer copy
     said = f"1 runs stand in several folders and count once: {tmp_path / 'two' / 'c'}"
     assert said in capsys.readouterr().err
+
+
+def test_how_a_run_worked_makes_no_other_run(tmp_path, capsys):
+    """A copy with another --num_workers made leave-one-domain-out an X."""
+    write(tmp_path / "one" / "a", json.dumps(record([0], hparams='{"lr": 1}')))
+    how = {"quiet": True, "num_workers": 3, "feature_dir": "f", "steps": None}
+    again = record([0], hparams='{ "lr": 1 }', **how)
+    write(tmp_path / "two" / "b", json.dumps(again))
+    assert len(load_records(tmp_path / "one", tmp_path / "two")) == 1
+    assert "1 runs stand in several folders" in capsys.readouterr().err
+    write(tmp_path / "three" / "c", json.dumps(record([0], steps=5)))
+    assert len(load_records(tmp_path / "one", tmp_path / "three")) == 2
+    deep = record([0], hparams="[" * 100_000)
+    write(tmp_path / "four" / "d", json.dumps(deep))
+    assert load_records(tmp_path / "four") == [deep]
+
+
+def test_a_runs_records_share_their_args(tmp_path):
+    lines = [json.dumps(record([0], step)) for step in range(3)]
+    write(tmp_path / "a", *lines)
+    assert len({id(r["args"]) for r in load_records(tmp_path)}) == 1
+    ((folder, run),) = load_runs(tmp_path)
+    assert (folder, len(run)) == (tmp_path / "a", 3)
 
 
 def test_a_nan_loss_takes_the_accuracies_with_it(tmp_path, capsys):
