@@ -219,9 +219,11 @@ class OwnNetwork(Algorithm):
     @classmethod
     def hparam_rows(cls, dataset: str) -> HparamRows:
         # The Debug datasets exist for tests without network.
+        small = "test_vit" if dataset.startswith("Debug") else None
         return super().hparam_rows(dataset) | {
             "pretrained": (not dataset.startswith("Debug"), None),
             "backbone": ("", None),  # a timm model's name; without one, a ResNet
+            "vit_model": (small or networks.DINOV2, None),  # of vit and dinov2
             # Of the network that takes vectors, 0 layers meaning the vectors as they
             # are; None: as the mlp_ rows of a method that has these, else 256, 3, 0.
             "vector_width": (None, None),

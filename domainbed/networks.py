@@ -11,18 +11,16 @@ from torch import nn
 from domainbed.lib.errors import InputError, did_you_mean
 from domainbed.lib.optional import require
 
-NOT_HERE = ("dinov2", "vit", "vit_attn_tune", "lars")  # upstream's own experiments
+DINOV2 = "vit_base_patch14_dinov2.lvd142m"  # ViT-B/14
 
 
 def Featurizer(input_shape: tuple[int, ...], hparams: dict[str, Any]) -> nn.Module:
     """A network from inputs of that shape to features (B, n_outputs).
 
     The hparam `backbone` names a timm model. Without it flat vectors get an MLP,
-    28 x 28 images a small convolutional network, all others a ResNet-18 or -50.
+    28 x 28 images a small convolutional network, 32 x 32 ones a Wide ResNet, all others
+    a ResNet-18 or -50, or DINOv2's ViT if `vit` and `dinov2`.
     """
-    for name in NOT_HERE:
-        if hparams.get(name):
-            raise InputError(f"hyperparameter {name!r} can only be False here.")
     if len(input_shape) == 1:
         if hparams.get("backbone"):
             raise InputError(
@@ -34,7 +32,25 @@ def Featurizer(input_shape: tuple[int, ...], hparams: dict[str, Any]) -> nn.Modu
         return TimmModel(input_shape, hparams)
     if input_shape[1:] == (28, 28):
         return MNIST_CNN(input_shape)
+    if input_shape[1:] == (32, 32):
+        return WideResNet(input_shape)
+    if wants_vit(hparams):
+        return DinoV2(input_shape, hparams)
     return ResNet(input_shape, hparams)
+
+
+def wants_vit(hparams: dict[str, Any]) -> bool:
+    """Whether `vit` and `dinov2` are True; InputError if one is without the other."""
+    vit, dinov2, attn = (
+        hparams.get(name, False) for name in ("vit", "dinov2", "vit_attn_tune")
+    )
+    if vit != dinov2 or (attn and not vit):
+        raise InputError(
+            "hyperparameters vit and dinov2 are both needed for the one ViT there is, "
+            "DINOv2's, and vit_attn_tune needs it; set both to true, or name a timm "
+            "model as backbone."
+        )
+    return vit
 
 
 def vector_network(n_inputs: int, hparams: dict[str, Any]) -> nn.Module:
@@ -114,6 +130,46 @@ class MNIST_CNN(nn.Module):
         return self.blocks(x).mean((2, 3))
 
 
+class WideBlock(nn.Module):
+    """A residual block that normalises first; its second convolution has the stride."""
+
+    def __init__(self, n_in: int, n_out: int, stride: int):
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(n_in)
+        self.conv1 = nn.Conv2d(n_in, n_out, 3, padding=1)
+        self.bn2 = nn.BatchNorm2d(n_out)
+        self.conv2 = nn.Conv2d(n_out, n_out, 3, stride, padding=1)
+        same = stride == 1 and n_in == n_out
+        shortcut = [] if same else [nn.Conv2d(n_in, n_out, 1, stride)]
+        self.shortcut = nn.Sequential(*shortcut)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = self.conv1(F.relu(self.bn1(x)))
+        out = self.conv2(F.relu(self.bn2(out)))
+        return out + self.shortcut(x)
+
+
+class WideResNet(nn.Module):
+    """DomainBed's network for 32 x 32 images: a Wide ResNet-16-2, mean over places.
+
+    Zagoruyko & Komodakis, 2016, https://arxiv.org/abs/1605.07146
+    """
+
+    n_outputs = 128
+
+    def __init__(self, input_shape: tuple[int, ...]):
+        super().__init__()
+        self.conv1 = nn.Conv2d(input_shape[0], 16, 3, padding=1)
+        self.layer1 = nn.Sequential(WideBlock(16, 32, 1), WideBlock(32, 32, 1))
+        self.layer2 = nn.Sequential(WideBlock(32, 64, 2), WideBlock(64, 64, 1))
+        self.layer3 = nn.Sequential(WideBlock(64, 128, 2), WideBlock(128, 128, 1))
+        self.bn1 = nn.BatchNorm2d(128, momentum=0.9)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.layer3(self.layer2(self.layer1(self.conv1(x))))
+        return F.relu(self.bn1(x)).mean((2, 3))
+
+
 class Pooled(nn.Module):
     """A network without its last layer; its batch norm is frozen if `freeze_bn`."""
 
@@ -142,36 +198,53 @@ class TimmModel(Pooled):
 
     def __init__(self, input_shape: tuple[int, ...], hparams: dict[str, Any]):
         super().__init__(hparams)
-        timm = require("timm", "timm")
-        name, pretrained = hparams["backbone"], hparams["pretrained"]
-        if not timm.is_model(name):
-            raise InputError(
-                f"timm has no model {name!r}."
-                + did_you_mean(name, timm.list_models(pretrained=True))
-            )
-        try:
-            self.network = timm.create_model(
-                name,
-                pretrained=pretrained is True,
-                num_classes=0,
-                in_chans=input_shape[0],
-            )
-        except (OSError, RuntimeError) as error:
-            raise InputError(
-                f"cannot get weights for timm's {name} ({reason(error)}); set "
-                "hyperparameter pretrained to false or to the path of a checkpoint."
-            ) from error
-        if isinstance(pretrained, str):
-            load_all_but_head(self.network, read_weights(pretrained))
+        self.network = timm_model(
+            hparams["backbone"], hparams["pretrained"], in_chans=input_shape[0]
+        )
         # Some networks have a layer between their features and the head.
         width = getattr(self.network, "head_hidden_size", None)
         self.n_outputs = width or self.network.num_features
         self.size = self.network.pretrained_cfg["input_size"][1:]
+        self.train()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if x.shape[2:] != self.size:
             x = F.interpolate(x, self.size, mode="bicubic", antialias=True)
         return self.network(x)
+
+
+class DinoV2(nn.Module):
+    """A ViT's class tokens of its last four blocks and mean patch token: 5 D features.
+
+    DINOv2: Oquab et al., 2023, https://arxiv.org/abs/2304.07193. With `vit_attn_tune`
+    only its attention trains.
+    """
+
+    def __init__(self, input_shape: tuple[int, ...], hparams: dict[str, Any]):
+        super().__init__()
+        if input_shape[0] != 3:
+            raise InputError(
+                f"DINOv2 takes images of 3 channels, not {input_shape[0]}; set "
+                "hyperparameters vit and dinov2 to false."
+            )
+        # An upstream dict of hparams has neither row; upstream always pretrains.
+        name, pretrained = (
+            hparams.get("vit_model", DINOV2),
+            hparams.get("pretrained", True),
+        )
+        self.network = timm_model(name, pretrained, dynamic_img_size=True)
+        self.n_outputs = 5 * self.network.num_features
+        self.dropout = nn.Dropout(hparams["vit_dropout"])
+        if hparams["vit_attn_tune"]:
+            for name, parameter in self.network.named_parameters():
+                parameter.requires_grad_("attn" in name)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        layers = self.network.get_intermediate_layers(
+            x, n=4, return_prefix_tokens=True, norm=True
+        )
+        tokens = [prefix[:, 0] for _, prefix in layers]  # after each of the blocks
+        return self.dropout(torch.cat([*tokens, layers[-1][0].mean(1)], 1))
 
 
 class ResNet(Pooled):
@@ -193,9 +266,32 @@ class ResNet(Pooled):
             network.conv1 = other_channels(network.conv1, channels)
         self.network = network
         self.dropout = nn.Dropout(hparams["resnet_dropout"])
+        self.train()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.dropout(self.network(x))
+
+
+def timm_model(name: str, pretrained: bool | str, **options: Any) -> nn.Module:
+    """The timm model of that name without its head, with weights downloaded or read."""
+    timm = require("timm", "timm")
+    if not timm.is_model(name):
+        raise InputError(
+            f"timm has no model {name!r}."
+            + did_you_mean(name, timm.list_models(pretrained=True))
+        )
+    try:
+        network = timm.create_model(
+            name, pretrained=pretrained is True, num_classes=0, **options
+        )
+    except (OSError, RuntimeError) as error:
+        raise InputError(
+            f"cannot get weights for timm's {name} ({reason(error)}); set "
+            "hyperparameter pretrained to false or to the path of a checkpoint."
+        ) from error
+    if isinstance(pretrained, str):
+        load_all_but_head(network, read_weights(pretrained))
+    return network
 
 
 def reason(error: Exception) -> str:

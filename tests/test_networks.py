@@ -40,7 +40,7 @@ needs_timm = pytest.mark.skipif(
 )
 def test_frozen_batch_norm_stays_in_eval_mode(which, freeze):
     hparams = ERM | which | {"freeze_bn": freeze}
-    network = networks.Featurizer((3, 64, 64), hparams).train()
+    network = networks.Featurizer((3, 64, 64), hparams)  # as it is from the start
     mean = network.network.bn1.running_mean.clone()
     network(torch.randn(2, 3, 64, 64))
     assert torch.equal(network.network.bn1.running_mean, mean) == freeze
@@ -101,10 +101,37 @@ def test_mlp_is_linear_layers_with_relu_after_dropout():
     assert not torch.equal(mlp.train()(x), mlp(x))
 
 
-@pytest.mark.parametrize("name", networks.NOT_HERE)
-def test_upstreams_own_experiments_are_refused(name):
-    with pytest.raises(InputError, match=f"'{name}' can only be False here"):
-        networks.Featurizer((3, 64, 64), ERM | {name: True})
+@pytest.mark.parametrize(
+    "hparams", [{"vit": True}, {"dinov2": True}, {"vit_attn_tune": True}], ids=str
+)
+def test_half_of_a_vit_is_refused(hparams):
+    with pytest.raises(InputError, match="vit and dinov2 are both needed"):
+        networks.Featurizer((3, 64, 64), ERM | hparams)
+
+
+def test_wide_resnet_by_hand():
+    network = networks.Featurizer((3, 32, 32), ERM).eval()
+    x = torch.randn(2, 3, 32, 32)
+    n_parameters = sum(p.numel() for p in network.parameters())
+    with torch.no_grad():
+        out = network.conv1(x)
+        for stage, stride in ((network.layer1, 1), (network.layer2, 2)):
+            for block in stage:
+                inner = block.conv2(
+                    block.bn2(block.conv1(block.bn1(out).relu())).relu()
+                )
+                out = inner + block.shortcut(out)
+            assert stage[0].conv2.stride == (stride, stride)
+        out = network.bn1(network.layer3(out)).relu()
+        assert out.shape == (2, 128, 8, 8)
+        torch.testing.assert_close(network(x), out.mean((2, 3)))
+    convolutions = 3 * 16 + 16 * 32 + 3 * 32 * 32 + 32 * 64 + 3 * 64 * 64
+    convolutions = 9 * (convolutions + 64 * 128 + 3 * 128 * 128)
+    shortcuts = 16 * 32 + 32 * 64 + 64 * 128
+    biases = 16 + 5 * (32 + 64 + 128)
+    norms = 2 * (16 + 3 * 32 + 32 + 3 * 64 + 64 + 3 * 128 + 128)
+    assert n_parameters == convolutions + shortcuts + biases + norms
+    assert network.bn1.momentum == 0.9
 
 
 def timm_model(name, **hparams):
@@ -164,3 +191,32 @@ class TestTimm:
             model = timm_model(preset, num_classes=0)
         assert sum(p.numel() for p in model.parameters()) == width
         assert model.num_features == 768
+
+    @pytest.mark.parametrize("attention_only", [False, True])
+    def test_dinov2_joins_the_last_class_tokens_and_the_mean_patch(
+        self, attention_only
+    ):
+        hparams = ERM | {"vit": True, "dinov2": True, "vit_attn_tune": attention_only}
+        network = networks.Featurizer((3, 224, 224), hparams).eval()
+        x, vit, tokens = torch.randn(2, 3, 224, 224), network.network, []
+        for block in vit.blocks[-4:]:
+            block.register_forward_hook(lambda *args: tokens.append(vit.norm(args[-1])))
+        with torch.no_grad():
+            features = network(x)
+        expected = [t[:, 0] for t in tokens[-4:]] + [tokens[-1][:, 1:].mean(1)]
+        assert torch.equal(features, torch.cat(expected, 1))
+        assert features.shape == (2, network.n_outputs)
+        training = {n for n, p in network.named_parameters() if p.requires_grad}
+        of_attention = {n for n, _ in network.named_parameters() if "attn" in n}
+        assert (training == of_attention) == attention_only
+
+    def test_dinov2_takes_three_channels(self):
+        with pytest.raises(InputError, match="images of 3 channels, not 2"):
+            networks.Featurizer((2, 224, 224), ERM | {"vit": True, "dinov2": True})
+
+    def test_dinov2_is_a_vit_b_14(self):
+        preset = default_hparams("ERM", "PACS")["vit_model"]
+        with torch.device("meta"):
+            model = timm_model(preset, num_classes=0, dynamic_img_size=True)
+        assert (model.num_features, len(model.blocks)) == (768, 12)
+        assert model.patch_embed.patch_size == (14, 14)
