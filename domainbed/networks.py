@@ -171,7 +171,10 @@ class WideResNet(nn.Module):
 
 
 class Pooled(nn.Module):
-    """A network without its last layer; its batch norm is frozen if `freeze_bn`."""
+    """A network without its last layer; its batch norm is frozen if `freeze_bn`.
+
+    A subclass ends its constructor with `self.train()`: frozen from the first step on.
+    """
 
     network: nn.Module
     n_outputs: int

@@ -5,6 +5,7 @@ import safetensors.torch
 import torch
 
 from domainbed import networks
+from domainbed.algorithms import get_algorithm_class
 from domainbed.hparams_registry import default_hparams
 from domainbed.lib.errors import InputError
 
@@ -44,6 +45,14 @@ def test_frozen_batch_norm_stays_in_eval_mode(which, freeze):
     mean = network.network.bn1.running_mean.clone()
     network(torch.randn(2, 3, 64, 64))
     assert torch.equal(network.network.bn1.running_mean, mean) == freeze
+
+
+def test_frozen_batch_norm_holds_from_the_start():
+    hparams = ERM | {"resnet18": True, "freeze_bn": True}
+    erm = get_algorithm_class("ERM")((3, 64, 64), 2, 1, hparams | {"lr": 0.0})
+    mean = erm.featurizer.network.bn1.running_mean.clone()
+    erm.update([(torch.randn(2, 3, 64, 64), torch.tensor([0, 1]))])
+    assert torch.equal(erm.featurizer.network.bn1.running_mean, mean)
 
 
 def test_a_resnet_reads_weights_from_a_path(tmp_path):
