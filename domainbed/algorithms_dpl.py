@@ -97,8 +97,10 @@ class DPLCLIP(CLIPAlgorithm):
         if len(chunks) == 1 or not torch.is_grad_enabled():
             texts = [self.encode_chunk(tokens, chunk) for chunk in chunks]
         else:
+            # No dropout in there; a recording on the GPU cannot read a generator.
+            options = {"use_reentrant": False, "preserve_rng_state": False}
             texts = [
-                checkpoint(self.encode_chunk, tokens, chunk, use_reentrant=False)
+                checkpoint(self.encode_chunk, tokens, chunk, **options)
                 for chunk in chunks
             ]
         return torch.cat(texts).unflatten(0, (n_domains, n_classes))

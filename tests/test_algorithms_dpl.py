@@ -95,6 +95,17 @@ def test_chunks_change_no_gradient():
         torch.testing.assert_close(whole, chunked, rtol=1e-4, atol=1e-6)
 
 
+def test_chunks_leave_the_generators_alone(monkeypatch):
+    """A recording on the GPU cannot read their state, and nothing there is random."""
+    states = []
+    monkeypatch.setattr(torch, "get_rng_state", lambda: states.append(None))
+    dpl = make(num_domain_tokens=4, text_chunk=2)
+    width = dpl.backbone.text_projection.shape[0]
+    tokens = torch.randn(2, 4, width, requires_grad=True)
+    dpl.encode_text(tokens).sum().backward()
+    assert tokens.grad.any() and not states
+
+
 def test_chunks_hold_no_activations_until_the_backward_pass():
     def held(text_chunk):
         dpl = make(num_domain_tokens=4, text_chunk=text_chunk)
