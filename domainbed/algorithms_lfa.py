@@ -60,6 +60,20 @@ def pool(
     return torch.einsum("...l,...ld->...d", weigh(q, layers, w_k), layers) @ w_v
 
 
+def pooled_norm(p: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """|sum_l p_l v_l| (B, C) of weights p (B, C, L) and values v (C, L, E).
+
+    It is the root of p^T G p, G = V V^T of each class, a small sum of large terms where
+    layers cancel: so in double precision, and never below what float32 values resolve.
+    """
+    dtype, p, v = p.dtype, p.double(), v.double()
+    square = (p * torch.einsum("bcl,clm->bcm", p, v @ v.mT)).sum(-1)
+    with torch.no_grad():
+        terms = torch.einsum("bcl,cl->bc", p, v.square().sum(-1))
+        least = (torch.finfo(dtype).eps ** 2 * terms).clamp(min=1e-24)  # as in `unit`
+    return torch.maximum(square, least).sqrt().to(dtype)
+
+
 def prompts_of(template: str, class_names: list[str]) -> list[str]:
     """The template with each class name at its {name}; underscores become spaces."""
     if not isinstance(template, str) or "{name}" not in template:
@@ -428,8 +442,7 @@ class LFA(CLIPAlgorithm):
         p = (p / q.shape[-1] ** 0.5).softmax(-1)  # (B, C, L)
         v = self.cross_v(t)  # (C, L, E)
         product = (p * torch.einsum("be,cle->bcl", image, v)).sum(-1)  # (B, C)
-        norm = (p * torch.einsum("bcl,clm->bcm", p, v @ v.mT)).sum(-1).sqrt()
-        mixed = beta * product / norm + (1 - beta) * image @ own.T
+        mixed = beta * product / pooled_norm(p, v) + (1 - beta) * image @ own.T
         return self.backbone.scale * mixed
 
     def last_layer_logits(self, z: torch.Tensor) -> torch.Tensor:
