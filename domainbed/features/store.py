@@ -267,8 +267,14 @@ def extract(
     with every_core(), bar, open(z.filename, "r+b") as file:
         file.seek(z.offset + z[:done].nbytes)
         for x, _ in DataLoader(rest, BATCH, num_workers=num_workers):
-            features = kind.encode(x.to(device))
-            file.write(features.cpu().numpy().astype(z.dtype))
+            features = kind.encode(x.to(device)).cpu().numpy()
+            with np.errstate(over="ignore"):
+                written = features.astype(z.dtype)
+            if not np.isfinite(written).all():
+                file.close()
+                shutil.rmtree(part.path)
+                raise not_finite(environment.samples[done:], features, written)
+            file.write(written)
             done += len(x)
             bar.update(len(x))
             if done % FLUSH < BATCH or done == len(environment):
@@ -277,6 +283,25 @@ def extract(
                 misc.write_whole(part.path / "rows", str(done))
     part.path.rename(entry.path)
     (entry.path / "rows").unlink(missing_ok=True)
+
+
+def not_finite(
+    samples: list[tuple[str, int]], features: np.ndarray, written: np.ndarray
+) -> InputError:
+    """The error of a batch that cannot be written: its first image, and the remedy."""
+    axes = tuple(range(1, written.ndim))
+    first = int(np.argmin(np.isfinite(written).all(axes)))
+    path, values = samples[first][0], features[first]
+    if np.isfinite(values).all():
+        return InputError(
+            f"the features of {path} reach {np.abs(values).max():.3g}, more than "
+            f"{written.dtype} holds ({np.finfo(written.dtype).max:.3g}); store them as "
+            "--hparams feature_dtype=float32."
+        )
+    return InputError(
+        f"the features of {path} are not finite: the backbone overflows or its weights "
+        "are damaged; give another clip_backbone."
+    )
 
 
 @contextlib.contextmanager

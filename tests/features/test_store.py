@@ -492,6 +492,25 @@ def test_features_are_kept_with_the_data_where_that_can_be(tmp_path, monkeypatch
     assert store.default_feature_dir(str(data)) == cache
 
 
+@pytest.mark.parametrize(
+    "dtype, factor, says",
+    [
+        ("float16", 1e5, r"photo/dog/0.png .* float16 .*feature_dtype=float32"),
+        ("float32", float("nan"), r"photo/dog/0.png .* not finite.*another"),
+    ],
+)
+def test_only_finite_features_are_stored(
+    photos, backbone, tmp_path, monkeypatch, dtype, factor, says
+):
+    encode = type(backbone).encode_image_layers
+    monkeypatch.setattr(
+        type(backbone), "encode_image_layers", lambda self, x: encode(self, x) * factor
+    )
+    with pytest.raises(InputError, match=says):
+        open_features(photos, backbone, tmp_path, dtype)
+    assert not entries(tmp_path)
+
+
 def test_an_unknown_dtype_is_named(photos, backbone, tmp_path):
     with pytest.raises(InputError, match="feature_dtype is 'int8'; it can be float16"):
         open_features(photos, backbone, tmp_path, "int8")
