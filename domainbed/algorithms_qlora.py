@@ -6,6 +6,7 @@ Letters: B images, C classes, L layers, D image width, W text width.
 """
 
 import json
+import math
 import statistics
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,8 @@ class QLoRALFA(LFA):
         elif folder != "none":
             folder = first_stage(folder, self.hparams.get("run"), name)
             tower, adapters = read_tower(folder)
-        self.hparams = self.hparams | {"qlora_run": str(folder), "tower": tower}
+        self.found = {"qlora_run": str(folder), "tower": tower}
+        self.hparams = self.hparams | self.found
         backbone = QLoRABackbone(*read_clip(name), tower)
         if adapters:
             backbone.load_state_dict(adapters)
@@ -106,6 +108,16 @@ class QLoRALFA(LFA):
         super().encode_prompts()
         # Made by adapters that a state dict brings: saved with them.
         self.register_buffer("text_features", self.text_features)
+
+    def load_training_state(self, saved):
+        """Go on with the first stage of then, whatever `auto` finds now."""
+        found = saved["plain"]["", "found"]
+        if found != self.found:
+            model = read_clip(self.hparams["clip_backbone"])
+            tower = QLoRABackbone(*model, found["tower"]).freeze()
+            self.backbone = tower.to(self.text_features.device)
+            self.hparams = self.hparams | found
+        super().load_training_state(saved)
 
 
 def first_stage(qlora_run: str, run: dict[str, Any] | None, clip_backbone: str) -> Path:
@@ -165,7 +177,11 @@ def last_record(folder: Path) -> dict[str, Any]:
 
 
 def validation_accuracy(record: dict[str, Any]) -> float:
-    """The mean over training domains of the accuracy on their held-out parts."""
+    """The mean over training domains of the accuracy on their held-out parts.
+
+    -1 if there is none, or one is NaN.
+    """
     tests = {f"env{i}_out_acc" for i in record["args"]["test_envs"]}
     outs = [v for k, v in record.items() if k.endswith("_out_acc") and k not in tests]
-    return statistics.fmean(outs) if outs else 0.0
+    mean = statistics.fmean(outs or [-1.0])
+    return -1.0 if math.isnan(mean) else mean

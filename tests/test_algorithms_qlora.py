@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import sys
 
 import clip
@@ -18,15 +19,14 @@ from domainbed.scripts import train
 
 pytest.importorskip("transformers", reason="needs the extra qlora")
 pytest.importorskip("peft", reason="needs the extra qlora")
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 pytest.importorskip("bitsandbytes", reason="needs the extra qlora")
 
-from domainbed.backbones.conversion import (  # noqa: E402
+from domainbed.backbones.conversion import (
     to_openai,
     to_transformers,
     transformers_clip,
 )
-from domainbed.backbones.qlora import QLoRABackbone, quantize  # noqa: E402
+from domainbed.backbones.qlora import QLoRABackbone, quantize
 
 NAMES = ["dog", "sea_animal", "house"]
 PROMPTS = ["a photo of a dog", "house", "a very long description of a sea animal"]
@@ -144,6 +144,26 @@ def test_only_adapters_train_and_are_saved(quant):
     x = torch.randn(5, 3, 48, 48)
     with torch.no_grad():
         assert torch.equal(algorithm.eval().predict(x), other.eval().predict(x))
+
+
+def test_whatever_changes_the_output_changes_the_fingerprint():
+    def name(**hparams):
+        backbone = make(quant="none", **hparams).backbone
+        for adapter in backbone.adapters.values():
+            torch.nn.init.constant_(adapter, 0.01)
+        return backbone.fingerprint
+
+    towers = ({}, {"lora_alpha": 16}, {"lora_r": 2}, {"lora_targets": ["q_proj"]})
+    assert len({name(**tower) for tower in towers}) == len(towers)
+    assert name(lora_dropout=0.5) == name()
+
+
+def test_bitsandbytes_says_nothing_of_a_kernel_that_is_not_there(caplog):
+    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    logger.warning("Failed to load CPU gemm_4bit_forward from %s", "somewhere")
+    assert not caplog.records
+    logger.warning("something else")
+    assert [record.message for record in caplog.records] == ["something else"]
 
 
 def test_a_checkpoint_of_another_quantisation_is_refused():
@@ -303,6 +323,26 @@ def test_which_first_stage(tmp_path):
     assert chosen(tmp_path / "other_trial", run=None) == "other_trial"
     with pytest.raises(InputError, match="outside of a run"):
         chosen(run=None)
+
+
+@pytest.mark.filterwarnings("ignore:no class names")
+def test_a_run_goes_on_with_the_first_stage_it_began_with(tmp_path):
+    """Though `auto` finds a better one when it is started again."""
+    options = {"quant": "none", "lora_alpha": 8}
+    run(tmp_path / "first", "QLoRACLIP", {"lr": 0.1} | options)
+    began = run(tmp_path / "second", "QLoRALFA", {"qlora_run": "auto"})
+    state = began.training_state()
+    shutil.rmtree(tmp_path / "second")
+    found = run(tmp_path / "better", "QLoRACLIP", {"lr": 0.1, "lora_r": 2})
+    shutil.rmtree(tmp_path / "first")
+    again = run(tmp_path / "second", "QLoRALFA", {"qlora_run": "auto"})
+    assert again.backbone.fingerprint == found.backbone.fingerprint
+    again.load_training_state(state)
+    assert again.backbone.fingerprint == began.backbone.fingerprint
+    for name in ("qlora_run", "tower"):
+        assert again.hparams[name] == began.hparams[name]
+    x = torch.randn(4, 3, 28, 28)
+    assert torch.equal(again.predict(x), began.predict(x))
 
 
 def test_a_missing_package_names_its_extra(monkeypatch):

@@ -21,8 +21,10 @@ from domainbed.lib.optional import require
 
 QUANTS = ("nf4", "fp4", "none")
 
-# Its first import warns of a faster kernel that could be installed.
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+# bitsandbytes' first import warns of a kernel for some CPUs, which pip does not bring.
+logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
+    lambda record: not record.msg.startswith("Failed to load CPU gemm_4bit_forward")
+)
 
 
 def quantize(model: nn.Module, quant: str) -> None:
@@ -84,6 +86,7 @@ class QLoRABackbone(CLIPBackbone):
         if quant != "none":
             quantize(self.model, quant)
         add_adapters(self.model, hparams)
+        self.lora_alpha = hparams["lora_alpha"]
         for adapter in self.adapters.values():  # bfloat16 would lose SGD's small steps
             adapter.data = adapter.data.float()
         self.train()
@@ -96,9 +99,10 @@ class QLoRABackbone(CLIPBackbone):
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits that name the weights, adapters and quantisation."""
+        """16 hex digits that name weights, quantisation, adapters and their scale."""
         adapters = {name: p.detach() for name, p in self.adapters.items()}
-        return fingerprint_of({self.base: torch.empty(0), **adapters})
+        tower = f"{self.base} alpha {self.lora_alpha}"
+        return fingerprint_of({tower: torch.empty(0), **adapters})
 
     @property
     def n_image_layers(self) -> int:
