@@ -97,9 +97,8 @@ def test_chunks_change_no_gradient():
 
 def test_chunks_leave_the_generators_alone(monkeypatch):
     """A recording on the GPU cannot read their state, and nothing there is random."""
-    states = []
+    dpl, states = make(num_domain_tokens=4, text_chunk=2), []
     monkeypatch.setattr(torch, "get_rng_state", lambda: states.append(None))
-    dpl = make(num_domain_tokens=4, text_chunk=2)
     width = dpl.backbone.text_projection.shape[0]
     tokens = torch.randn(2, 4, width, requires_grad=True)
     dpl.encode_text(tokens).sum().backward()

@@ -156,16 +156,16 @@ def test_the_fast_head_holds_where_a_classs_layers_cancel(rest):
     lfa.cross_k.weight.zero_()  # every layer weighs alike
     sign = torch.tensor([1.0, -1.0] * (t.shape[1] // 2))[:, None]
     t.copy_(torch.randn(len(t), 1, t.shape[2]) * sign + rest * torch.randn_like(t))
-    fast, plain = lfa.fast_logits(z), lfa.plain_logits(z)
-    exact = lfa.double().plain_logits(z.double())
+    fast, plain = lfa.fast_logits(z, t), lfa.plain_logits(z, t)
+    exact = lfa.double().plain_logits(z.double(), t.double())
     assert (fast - exact).abs().max() <= 4 * (plain - exact).abs().max() + 1e-4
 
 
 def test_the_fast_head_of_class_values_that_vanish_is_finite():
     lfa = make("LFA")
     lfa.cross_v.weight.data.zero_()
-    z = torch.randn(5, 8, 128)
-    fast, plain = lfa.fast_logits(z), lfa.plain_logits(z)
+    t, z = lfa.text_features, torch.randn(5, 8, 128)
+    fast, plain = lfa.fast_logits(z, t), lfa.plain_logits(z, t)
     torch.testing.assert_close(fast, plain)
     trained = [p for p in lfa.parameters() if p.requires_grad]
     for gradient in torch.autograd.grad(fast.logsumexp(1).sum(), trained):
