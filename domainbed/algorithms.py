@@ -117,6 +117,7 @@ class Algorithm(nn.Module):
     AFTER: tuple[str, ...] = ()  # in a sweep, these algorithms' runs end before it
     ALIASES: tuple[str, ...] = ()  # further names under which it is found
     EXTRA: str | None = None  # of this package's extras, the one that it needs
+    FIXED_CLASSES = True  # it has weights for each class and can be asked for no others
     # Its own rows, beside those of the classes it derives from.
     HPARAMS: ClassVar[HparamRows] = {}
 
@@ -156,10 +157,13 @@ class Algorithm(nn.Module):
 
     @classmethod
     def few_shot_rows(cls, dataset: str, shots: int) -> HparamRows:
-        """What the few-shot task has instead of rows of the same name, or beside them;
-        `epochs` is how often a run sees its shots.
+        """What the few-shot task has instead of rows of the same name, or beside them.
+
+        `epochs` is how often a run sees its shots, `schedule` how its learning rate
+        goes: `constant`, `cosine` to 0 by step, `warm_cosine` by epoch as in CoOp.
+        A `batch_size` of None is all shots at once.
         """
-        return {"epochs": (100, None)}
+        return {"epochs": (100, None), "schedule": ("constant", None)}
 
     @property
     def facts(self) -> dict[str, Any]:

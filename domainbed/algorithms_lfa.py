@@ -105,7 +105,7 @@ class CLIPAlgorithm(Algorithm):
     # were. So each class says it of its own steps; it is not inherited.
     RECORDABLE = False
 
-    FIXED_CLASSES = False  # whether it has weights for each class: it knows no others
+    FIXED_CLASSES = False
 
     def __init__(self, input_shape, num_classes, num_domains, hparams):
         super().__init__(input_shape, num_classes, num_domains, hparams)
@@ -144,6 +144,7 @@ class CLIPAlgorithm(Algorithm):
             "weight_decay": (5e-4, None),
             "batch_size": (256 if dataset == "ImageNet" else 32, None),
             "epochs": ({"EuroSAT": 200, "ImageNet": 40}.get(dataset, 100), None),
+            "schedule": ("warm_cosine", None),
         }
 
     def load_backbone(self) -> CLIPBackbone:
@@ -276,6 +277,10 @@ class ZeroShotCLIP(CLIPAlgorithm):
     def write_prompts(self, class_names, template):
         return prompts_of_all(template, class_names)
 
+    @classmethod
+    def few_shot_rows(cls, dataset, shots):
+        return {"epochs": (1, None), "schedule": ("constant", None)}
+
     def logits(self, z):
         image = unit(z[:, -1] @ self.backbone.image_projection)  # (B, E)
         text = unit(self.text_features[:, -1] @ self.backbone.text_projection)
@@ -292,6 +297,10 @@ class ZeroShotCLIPName(ZeroShotCLIP):
     @classmethod
     def hparam_rows(cls, dataset):
         return super().hparam_rows(dataset) | {"prompt": ("{name}", None)}
+
+    @classmethod
+    def few_shot_rows(cls, dataset, shots):
+        return super().few_shot_rows(dataset, shots) | {"prompt": ("{name}", None)}
 
 
 @register

@@ -5,20 +5,24 @@ from collections.abc import Sequence
 from typing import Any
 
 from domainbed import hparams_registry
+from domainbed.algorithms import HparamRows
 from domainbed.features.vectors import INPUTS
 from domainbed.lib import misc
 from domainbed.lib.errors import InputError, UnknownNameError, check_at_least
 
 
-def resolve_hparams(args: argparse.Namespace) -> dict[str, Any]:
+def resolve_hparams(
+    args: argparse.Namespace, of_task: HparamRows | None = None
+) -> dict[str, Any]:
     """The run's hyperparameters: default or drawn, then what --hparams says."""
+    what = args.algorithm, args.dataset
     given = hparams_registry.parse_hparams(args.hparams)
-    hparams_registry.check_hparams(args.algorithm, args.dataset, given)
+    hparams_registry.check_hparams(*what, given, of_task)
     if args.hparams_seed == 0:
-        hparams = hparams_registry.default_hparams(args.algorithm, args.dataset)
+        hparams = hparams_registry.default_hparams(*what, of_task)
     else:
         seed = misc.seed_hash(args.hparams_seed, args.trial_seed)
-        hparams = hparams_registry.random_hparams(args.algorithm, args.dataset, seed)
+        hparams = hparams_registry.random_hparams(*what, seed, of_task)
     return hparams | given
 
 

@@ -80,6 +80,7 @@ class MultipleDomainDataset:
     INPUT_SHAPE: tuple[int, ...] = ()
     ALIASES: tuple[str, ...] = ()
     TASKS: tuple[str, ...] = ("domain_generalization", "domain_adaptation")
+    SOURCES: Sequence[str] = ()  # the domains that a few-shot run can draw from, if any
 
     datasets: list[Dataset]
     input_shape: tuple[int, ...]

@@ -31,6 +31,7 @@ class EmojiDataset(MultipleEnvironmentImageFolder):
     ARCHIVE = Path(__file__).parent / "assets" / "emoji_dg.zip"
     N_STEPS = 501
     CHECKPOINT_FREQ = 100
+    AUGMENT = False  # of shots, in the few-shot task
 
     @classmethod
     def place(cls, house: str, name: str) -> tuple[str, str]:
@@ -63,11 +64,12 @@ class EmojiDG(EmojiDataset):
     FOLDER = "emoji_dg"
     ENVIRONMENTS = ("fluent", "noto", "openmoji", "twemoji")
     TASKS = (*EmojiDataset.TASKS, "few_shot")
+    SOURCES = ENVIRONMENTS
     TEMPLATE = "a photo of a {name}"
 
     @classmethod
     def few_shot_lists(cls, root, source=None):
-        source = source or cls.ENVIRONMENTS[0]
+        source = source or cls.SOURCES[0]
         folder, names, parts = split_emoji(root)
         train, val = (drawn_by(source, parts[part]) for part in ("train", "val"))
         tests = {h: drawn_by(h, parts["test"]) for h in cls.ENVIRONMENTS}

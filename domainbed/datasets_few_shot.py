@@ -53,6 +53,7 @@ class FewShotDataset(MultipleDomainDataset):
     IMAGES: str
     SPLIT: str
     TEMPLATE = "a photo of a {name}."
+    AUGMENT = True  # whether shots are cropped anew at each step, by default
 
     @classmethod
     def few_shot_lists(cls, root: str | None, source: str | None = None) -> Lists:
@@ -186,6 +187,7 @@ class Shots(ImageDataset):
     """
 
     def __init__(self, dataset_class: type, args: Any, hparams: dict[str, Any]):
+        self.N_WORKERS = dataset_class.N_WORKERS
         lists = dataset_class.few_shot_lists(args.data_dir, args.source)
         if not lists.train:
             raise InputError(
@@ -207,7 +209,7 @@ class Shots(ImageDataset):
 
         def environment(items: list[Item], chosen: list[int], name: str):
             names = [lists.class_names[y] for y in chosen]
-            template = dataset_class.TEMPLATE
+            template = hparams.get("prompt", dataset_class.TEMPLATE)
             return ListedEnvironment(lists.folder, items, names, name, template)
 
         environments = [environment(train + val, own, "shots")]
@@ -244,7 +246,9 @@ def name_of_test(name: str, kind: str, n_tests: int) -> str:
 
 def targets(name: str, root: str | None) -> list[ListedEnvironment]:
     """The test lists of a dataset that another one's run is tested on."""
-    dataset_class = few_shot_class(name)
+    dataset_class = get_dataset_class(name)
+    if "few_shot" not in dataset_class.TASKS:
+        raise InputError(f"--transfer_to {name} has no test list of its own.")
     lists = dataset_class.few_shot_lists(root)
     several = len(lists.tests) > 1
     return [
@@ -257,17 +261,6 @@ def targets(name: str, root: str | None) -> list[ListedEnvironment]:
         )
         for test, items in lists.tests.items()
     ]
-
-
-def few_shot_class(name: str) -> type[MultipleDomainDataset]:
-    """The dataset of that name; InputError if it is none of the few-shot task."""
-    dataset_class = get_dataset_class(name)
-    if "few_shot" not in dataset_class.TASKS:
-        raise InputError(
-            f"{name} is no dataset of the task few_shot; it is one of "
-            f"{' and '.join(dataset_class.TASKS)}."
-        )
-    return dataset_class
 
 
 def crops_of(clip: str) -> transforms.Compose:

@@ -23,7 +23,7 @@ class ManifestDataset(ImageDataset):
     """The images of a manifest; classes and domains in sorted order."""
 
     CHECKPOINT_FREQ = 300
-    TEMPLATE = FewShotDataset.TEMPLATE
+    TEMPLATE, AUGMENT = FewShotDataset.TEMPLATE, FewShotDataset.AUGMENT
     FILE: Path
     ROWS: tuple[Row, ...]
 

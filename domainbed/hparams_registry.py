@@ -55,13 +55,17 @@ def hparam_rows(algorithm: str, dataset: str) -> HparamRows:
     return common_rows(dataset) | get_algorithm_class(algorithm).hparam_rows(dataset)
 
 
-def default_hparams(algorithm: str, dataset: str) -> dict[str, Any]:
-    """Every hyperparameter's default."""
-    rows = hparam_rows(algorithm, dataset)
+def default_hparams(
+    algorithm: str, dataset: str, of_task: HparamRows | None = None
+) -> dict[str, Any]:
+    """Every hyperparameter's default; a task's rows go before the algorithm's."""
+    rows = hparam_rows(algorithm, dataset) | (of_task or {})
     return {name: default for name, (default, _) in rows.items()}
 
 
-def random_hparams(algorithm: str, dataset: str, seed: int) -> dict[str, Any]:
+def random_hparams(
+    algorithm: str, dataset: str, seed: int, of_task: HparamRows | None = None
+) -> dict[str, Any]:
     """One random draw of every hyperparameter, in plain Python types."""
 
     def value(name: str, default: Any, draw: Any) -> Any:
@@ -69,7 +73,7 @@ def random_hparams(algorithm: str, dataset: str, seed: int) -> dict[str, Any]:
             return default
         return misc.plain(draw(np.random.RandomState(misc.seed_hash(seed, name))))
 
-    rows = hparam_rows(algorithm, dataset)
+    rows = hparam_rows(algorithm, dataset) | (of_task or {})
     return {name: value(name, *row) for name, row in rows.items()}
 
 
@@ -116,12 +120,18 @@ def parse_hparams(text: str | None) -> dict[str, Any]:
     return hparams
 
 
-def check_hparams(algorithm: str, dataset: str, hparams: dict[str, Any]) -> None:
+def check_hparams(
+    algorithm: str,
+    dataset: str,
+    hparams: dict[str, Any],
+    of_task: HparamRows | None = None,
+) -> None:
     """InputError if a name is unknown or a value is of another kind than its default.
 
     `class_names`, a fact of the dataset, is always allowed.
     """
-    rows = hparam_rows(algorithm, dataset) | {"class_names": ([], None)}
+    rows = hparam_rows(algorithm, dataset) | (of_task or {})
+    rows |= {"class_names": ([], None)}
     known = {name: default for name, (default, _) in rows.items()}
     for name, value in hparams.items():
         if name not in known:

@@ -54,7 +54,6 @@ class RunInputs:
             projection = own if self.input == "features" else None
             return [Vectors(stored, projection) for stored in self.open_features()]
         if self.algorithm.TAKES_FEATURES and self.hparams["clip_transform"] and stores:
-            self.algorithm.given = self.kind.name
             return self.open_features()
         return None
 
@@ -72,6 +71,17 @@ class RunInputs:
         return [features.on(self.device) for features in self.stored]
 
     @property
+    def fresh_crops(self) -> bool:
+        """Whether training sees crops, new at each step, and only tests are stored."""
+        return bool(self.hparams.get("augment")) and self.input == "images"
+
+    def tell(self, to_train: bool) -> None:
+        """Tell the algorithm what it is given from now on."""
+        if self.stored and self.input == "images":
+            stored = not (to_train and self.fresh_crops)
+            self.algorithm.given = self.kind.name if stored else "images"
+
+    @property
     def kind(self) -> Kind:
         """What of the images is stored."""
         if self.input != "images":
@@ -81,7 +91,7 @@ class RunInputs:
     def open_features(self) -> list[StoredFeatures]:
         """Every environment's entry in the feature store."""
         return open_all(
-            [*self.dataset],
+            [*map(self.dataset.unaugmented, range(len(self.dataset)))],
             self.backbone,
             Path(self.args.feature_dir or default_feature_dir(self.args.data_dir)),
             self.hparams["feature_dtype"],
@@ -92,7 +102,7 @@ class RunInputs:
 
     def items(self, split: Split, to_train: bool) -> Dataset:
         """A split's (x, y) pairs; only training sees them augmented."""
-        if self.at_hand:
+        if self.at_hand and not (to_train and self.fresh_crops):
             return self.at_hand[split.env].subset(split.keys)
         if to_train or self.hparams["augment_validation"]:
             return Subset(self.dataset[split.env], split.keys)

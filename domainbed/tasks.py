@@ -4,15 +4,19 @@ A task is an object of these few methods; nothing else asks which task it is.
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 
-from domainbed.algorithms import Minibatches
-from domainbed.datasets import MultipleDomainDataset
+from domainbed.algorithms import HparamRows, Minibatches, get_algorithm_class
+from domainbed.arguments import environment_numbers
+from domainbed.datasets import MultipleDomainDataset, get_dataset_class
+from domainbed.datasets_few_shot import Shots
 from domainbed.lib import misc
 from domainbed.lib.errors import InputError, UnknownNameError
+from domainbed.lib.fast_data_loader import EpochLoader
+from domainbed.lib.shots import batches_per_epoch, cosine, rate, scores
 
 Batches = Iterator[tuple[Minibatches, list[torch.Tensor] | None]]
 
@@ -43,6 +47,21 @@ class DomainGeneralization:
 
     def check(self, args: argparse.Namespace) -> None:
         """InputError for arguments that the task cannot take."""
+        given = [name for name in OF_FEW_SHOT if hasattr(args, name)]
+        if given:
+            raise InputError(f"--{given[0]} is of --task few_shot, not of {args.task}.")
+
+    def hparam_rows(self, args: argparse.Namespace) -> HparamRows:
+        """Rows that go before the algorithm's own."""
+        return {}
+
+    def dataset(
+        self, args: argparse.Namespace, hparams: dict[str, Any]
+    ) -> MultipleDomainDataset:
+        """The run's environments; `args.test_envs` become their numbers."""
+        dataset_class = class_for(args.dataset, args.task)
+        args.test_envs = environment_numbers(args.test_envs, dataset_class.ENVIRONMENTS)
+        return dataset_class(args.data_dir, args.test_envs, hparams)
 
     def splits(
         self, dataset: MultipleDomainDataset, args: argparse.Namespace
@@ -88,11 +107,23 @@ class DomainGeneralization:
         """The rate to take that step at; None leaves it to the algorithm."""
         return None
 
+    def measures(
+        self, run: Any, split: Split, network: Any, loader: Iterable
+    ) -> dict[str, float]:
+        """What a record says of a split, `acc` among it; the network answers."""
+        return {"acc": misc.accuracy(network, loader, None, run.device)}
+
+    def chosen(self, run: Any, records: list[dict]) -> tuple[dict, str]:
+        """The record that stands for the run, and why."""
+        best = max(records, key=run.validation_rank)
+        return best, "chosen by training-domain validation"
+
 
 class DomainAdaptation(DomainGeneralization):
     """A share of each test environment is seen in training, without its labels."""
 
     def check(self, args):
+        super().check(args)
         if not args.uda_holdout_fraction:
             raise InputError(
                 "--task domain_adaptation needs --uda_holdout_fraction above 0: the "
@@ -118,9 +149,125 @@ class DomainAdaptation(DomainGeneralization):
             yield minibatches, [x for x, _ in targets]
 
 
+class FewShot(DomainGeneralization):
+    """CoOp's protocol: K shots of each class train, the last epoch is tested.
+
+    The dataset's environments are those of `Shots`. Zhou et al., 2022,
+    https://arxiv.org/abs/2109.01134
+    """
+
+    def check(self, args):
+        vars(args).update(OF_FEW_SHOT | vars(args))
+        if args.shots is None or args.shots < 1:
+            raise InputError(f"--shots is {args.shots}; the task needs at least 1.")
+        if args.test_envs != [0] or args.holdout_fraction != 0.2:
+            raise InputError(
+                "--test_envs and --holdout_fraction are not of --task few_shot: it "
+                "tests on the dataset's test lists and holds out its own."
+            )
+        sources = class_for(args.dataset, args.task).SOURCES
+        args.source = args.source or (sources[0] if sources else None)
+        if args.source is not None and args.source not in sources:
+            raise UnknownNameError(f"source in {args.dataset}", args.source, sources)
+
+    def hparam_rows(self, args):
+        dataset_class = class_for(args.dataset, args.task)
+        algorithm_class = get_algorithm_class(args.algorithm)
+        own = algorithm_class.hparam_rows(args.dataset)
+        rows = {"prompt": dataset_class.TEMPLATE, "augment": dataset_class.AUGMENT}
+        if "prompt" not in own:
+            del rows["prompt"]
+        further = algorithm_class.few_shot_rows(args.dataset, args.shots)
+        return {name: (value, None) for name, value in rows.items()} | further
+
+    def dataset(self, args, hparams):
+        dataset = Shots(class_for(args.dataset, args.task), args, hparams)
+        args.test_envs = [*range(1, len(dataset))]
+        fixed = get_algorithm_class(args.algorithm).FIXED_CLASSES
+        for environment in dataset:
+            if fixed and environment.classes != dataset.class_names:
+                raise InputError(
+                    f"{args.algorithm} has weights for each of its classes and cannot "
+                    f"be tested on the other ones of {environment.name}; a method on "
+                    "CLIP's texts can, such as LFA."
+                )
+        return dataset
+
+    def splits(self, dataset, args):
+        n, n_train = len(dataset[0]), dataset.n_train
+        splits = [Split(0, "in", "train", [*range(n_train)])]
+        for i in args.test_envs:
+            splits.append(Split(i, "in", "test", [*range(len(dataset[i]))]))
+        if n > n_train:
+            splits.append(Split(0, "out", "select", [*range(n_train, n)]))
+        return splits
+
+    def batches(self, run, first=0):
+        loader = EpochLoader(
+            run.items(run.splits[0], to_train=True),
+            run.hparams["batch_size"],
+            run.workers(1),
+            misc.seed_hash(run.args.seed, run.splits[0].name),
+            first,
+        )
+        for x, y in loader:
+            yield [(x, y)], None
+
+    def n_steps(self, run):
+        if run.args.steps is not None:
+            return run.args.steps
+        return run.hparams["epochs"] * int(self.steps_per_epoch(run))
+
+    def is_checkpoint(self, run, step):
+        return bool(run.args.checkpoint_freq) and super().is_checkpoint(run, step)
+
+    def steps_per_epoch(self, run):
+        return batches_per_epoch(run.dataset.n_train, run.hparams["batch_size"])
+
+    def learning_rate(self, run, step):
+        lr, epochs = (run.hparams[name] for name in ("lr", "epochs"))
+        per_epoch = self.steps_per_epoch(run)
+        schedules = {
+            "constant": lambda: None,
+            "cosine": lambda: cosine(step, lr, epochs * per_epoch),
+            "warm_cosine": lambda: rate(step // per_epoch, lr, epochs),
+        }
+        asked = run.hparams["schedule"]
+        if asked not in schedules:
+            raise UnknownNameError("schedule", asked, schedules)
+        return schedules[asked]()
+
+    def measures(self, run, split, network, loader):
+        algorithm, environment = run.algorithm, run.dataset[split.env]
+        others = environment.classes != run.dataset.class_names
+        if others:
+            algorithm.ask(environment.classes, environment.template)
+        guesses, labels = misc.guesses(network, loader, run.device)
+        if others:
+            algorithm.ask(run.dataset.class_names)
+        return scores(guesses, labels)
+
+    def chosen(self, run, records):
+        return records[-1], "the last epoch's model"
+
+
+def class_for(dataset: str, task: str) -> type[MultipleDomainDataset]:
+    """The dataset of that name; InputError if it is none of the task's."""
+    dataset_class = get_dataset_class(dataset)
+    if task not in dataset_class.TASKS:
+        raise InputError(
+            f"{dataset} is no dataset of --task {task}; it is one of "
+            f"{' and '.join(dataset_class.TASKS)}."
+        )
+    return dataset_class
+
+
+# What arguments of few-shot runs alone are, if nobody says so.
+OF_FEW_SHOT = {"shots": None, "classes": "all", "source": None, "transfer_to": None}
 TASKS = {
     "domain_generalization": DomainGeneralization(),
     "domain_adaptation": DomainAdaptation(),
+    "few_shot": FewShot(),
 }
 
 

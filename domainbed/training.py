@@ -21,11 +21,10 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from domainbed import algorithms, datasets
+from domainbed import algorithms
 from domainbed.arguments import (
     check_input,
     check_numbers,
-    environment_numbers,
     resolve_hparams,
 )
 from domainbed.features.vectors import vector_size
@@ -54,7 +53,7 @@ class Run(RunInputs):
         self.args, self.task = args, get_task(args.task)
         check_numbers(args)
         self.task.check(args)
-        self.hparams = resolve_hparams(args)
+        self.hparams = resolve_hparams(args, self.task.hparam_rows(args))
         # Sums in another order end in other digits: the number of threads must not
         # depend on how many runs share the machine.
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
@@ -63,15 +62,11 @@ class Run(RunInputs):
         torch.backends.cudnn.benchmark = False
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         algorithm_class = algorithms.get_algorithm_class(args.algorithm)
-        dataset_class = datasets.get_dataset_class(args.dataset)
-        args.test_envs = environment_numbers(args.test_envs, dataset_class.ENVIRONMENTS)
         self.input = check_input(self.hparams.get("input", "images"))
         asked = {"allow_missing_classes": args.allow_missing_classes}
         if self.input != "images":
             asked["clip_transform"] = True
-        self.dataset = dataset_class(
-            args.data_dir, args.test_envs, self.hparams | asked
-        )
+        self.dataset = self.task.dataset(args, self.hparams | asked)
         self.splits = self.task.splits(self.dataset, args)
         facts = {"run": vars(args)}  # beside the hparams; plain types, they are saved
         if self.dataset.class_names:
@@ -140,6 +135,7 @@ class Run(RunInputs):
         rate = self.task.learning_rate(self, step)
         if rate is not None:
             set_learning_rate(self.algorithm.optimizer, rate)
+        self.tell(to_train=True)
         return self.algorithm.update(*self.to_device(batch))
 
     def resume(self) -> tuple[int, defaultdict[str, list[float]]]:
@@ -188,22 +184,23 @@ class Run(RunInputs):
         )
 
     def evaluate(self) -> dict[str, float]:
-        """Accuracy on every split, items unaugmented, all alike and in order.
+        """What the task measures on every split, items unaugmented and in order.
 
         `answers` then are those on what is tested.
         """
-        accuracies, self.answers = {}, []
+        results, self.answers = {}, []
+        self.tell(to_train=False)
         for split in self.splits:
             items = self.items(split, to_train=False)
             batch = EVAL_BATCH if self.algorithm.BATCH_MATTERS else eval_batch(items)
             loader = FastDataLoader(items, batch, self.workers(1))
             network = predictions.Watched(self.algorithm)
-            accuracies[f"{split.name}_acc"] = misc.accuracy(
-                network, network.noting(loader), None, self.device
-            )
+            noted = network.noting(loader)
+            measures = self.task.measures(self, split, network, noted)
+            results |= {f"{split.name}_{name}": v for name, v in measures.items()}
             if split.role == "test" and split.keys:
                 self.answers.append(network.answers(split))
-        return accuracies
+        return results
 
     def record(self, values: dict[str, float]) -> None:
         """Evaluate, print a row, append a line to results.jsonl."""
@@ -211,7 +208,7 @@ class Run(RunInputs):
         self.algorithm.evaluated(values["step"], accuracies)
         results = values | accuracies | {"mem_gb": peak_memory_gb()}
         with progress.cleared(self.bar):
-            if values["step"] == 0:
+            if not self.records.results.exists():
                 print_row(sorted(results))
             print_row([results[name] for name in sorted(results)])
         shown = {name: values[name] for name in ("loss",) if name in values}
@@ -230,11 +227,16 @@ class Run(RunInputs):
             [len(env) for env in self.dataset],
             {
                 "data": provenance.dataset_fingerprint(self.dataset),
-                "classes": self.dataset.num_classes,
+                "classes": max(map(self.n_classes, range(len(self.dataset)))),
             },
             step,
-            max(self.records.read(), key=self.validation_rank)["step"],
+            self.task.chosen(self, self.records.read())[0]["step"],
         )
+
+    def n_classes(self, env: int) -> int:
+        """How many classes an environment has; in transfer they are its own."""
+        own = getattr(self.dataset[env], "classes", ())
+        return len(own) or self.dataset.num_classes
 
     def validation_accuracy(self, record: dict[str, Any]) -> float:
         """The mean over the splits to select on, 0 of none."""
@@ -247,14 +249,11 @@ class Run(RunInputs):
 
     def print_summary(self) -> None:
         """Say in words what the run reached on each test environment."""
-        best = max(self.records.read(), key=self.validation_rank)
+        best, why = self.task.chosen(self, self.records.read())
         for env in self.args.test_envs:
             name = self.dataset.environment_name(env)
             accuracy = 100 * best[f"env{env}_in_acc"]
-            print(
-                f"target {name}: {accuracy:.1f} % at step {best['step']}, chosen by "
-                "training-domain validation"
-            )
+            print(f"target {name}: {accuracy:.1f} % at step {best['step']}, {why}")
 
     def save_model(self, filename: str) -> None:
         """Write what trains, and what rebuilds the algorithm around it."""

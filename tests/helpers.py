@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import random
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,31 @@ def make_image_folder(
                 pixels = rng.randint(0, 256, (20, 24, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(folder / f"{i}.png")
     return root
+
+
+def picture(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.full((20, 20, 3), len(str(path)) % 256, np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+def pets(root, counts=(6, 5, 4), **changes):
+    """A tiny OxfordPets: so many images of three classes to train, validate, test."""
+    content = {}
+    for part, n in zip(("train", "val", "test"), counts, strict=True):
+        rows = [
+            [f"{name}_{part}_{i}.jpg", y, name]
+            for i in range(n)
+            for y, name in enumerate(["abyssinian", "beagle", "persian_cat"])
+        ]
+        random.Random(0).shuffle(rows)
+        content[part] = rows
+        for path, _, _ in rows:
+            picture(root / "oxford_pets" / "images" / path)
+    content |= changes
+    split = root / "oxford_pets" / "split_zhou_OxfordPets.json"
+    split.write_text(json.dumps(content))
+    return content
 
 
 def unpacked_sweep(name: str, folder: Path) -> Path:

@@ -29,6 +29,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from domainbed.datasets import ImageEnvironment
+from domainbed.datasets_few_shot import ListedEnvironment
 from domainbed.lib.errors import InputError
 from domainbed.lib.misc import digest
 
@@ -69,7 +70,7 @@ class Entry:
         if (
             not isinstance(facts, dict)
             or key_of(facts) != self.key
-            or facts.keys() != FACTS
+            or facts.keys() - {"items"} != FACTS
         ):
             raise DamagedError(self.path, "facts.json is not what this version writes")
         return facts
@@ -108,6 +109,10 @@ class Entry:
         if not folder.is_dir():
             return "its images are gone"
         environment = ImageEnvironment(folder, self.facts["classes"])
+        if "items" in self.facts:
+            environment = ListedEnvironment(
+                folder, self.facts["items"], self.facts["classes"]
+            )
         if digest_files(environment, self.facts["strict"]) != self.facts["files"]:
             return "its images have changed"
         return None

@@ -98,14 +98,16 @@ def describe(
 ) -> dict[str, Any]:
     """All that an environment's features depend on, in plain types.
 
-    The fact `layers` names their kind; without one they are the class tokens.
+    The fact `layers` names their kind; without one they are the class tokens. `items`
+    are those of a list of images.
     `strict` knows images by their content, not by their size and time of change.
     """
     if dtype not in DTYPES:
         raise InputError(
             f"feature_dtype is {dtype!r}; it can be {' or '.join(DTYPES)}."
         )
-    return {
+    listed = {"items": environment.items} if hasattr(environment, "items") else {}
+    return listed | {
         "backbone": backbone.fingerprint,
         "layers": (kind or backbone.class_tokens).name,
         # A function's repr ends in its address, another one in every process.
@@ -266,7 +268,9 @@ def extract(
     # Not through the map: there a full disk is no error but a signal that kills.
     with every_core(), bar, open(z.filename, "r+b") as file:
         file.seek(z.offset + z[:done].nbytes)
-        for x, _ in DataLoader(rest, BATCH, num_workers=num_workers):
+        # Its own generator: a run that finds the features takes the same steps.
+        own = {"num_workers": num_workers, "generator": torch.Generator()}
+        for x, _ in DataLoader(rest, BATCH, **own):
             features = kind.encode(x.to(device)).cpu().numpy()
             with np.errstate(over="ignore"):
                 written = features.astype(z.dtype)

@@ -7,12 +7,14 @@ that can `gather(indices)` is read a batch at a time, here, without worker proce
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from domainbed.lib.misc import seed_hash
+from domainbed.lib.shots import batches_per_epoch, epoch_batches
 
 
 def draw_indices(
@@ -30,14 +32,10 @@ def draw_indices(
 
 
 class _Draws(Sampler):
-    """Endless batches of (index, seed of this very draw)."""
+    """Endless batches of (index, seed of this very draw); batch t has `indices(t)`."""
 
-    def __init__(self, n, weights, batch_size, seed, first):
-        self.n, self.weights, self.batch_size = n, weights, batch_size
-        self.seed, self.first = seed, first
-
-    def indices(self, t: int) -> torch.Tensor:
-        return draw_indices(self.n, self.weights, self.batch_size, self.seed, t)
+    def __init__(self, indices: Callable[[int], torch.Tensor], seed: int, first: int):
+        self.indices, self.seed, self.first = indices, seed, first
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for t in itertools.count(self.first):
@@ -78,8 +76,12 @@ class InfiniteDataLoader:
     ):
         if seed is None:
             seed = int(torch.randint(2**31, ()))
-        self.dataset = dataset
-        self.draws = _Draws(len(dataset), weights, batch_size, seed, first)
+        indices = partial(draw_indices, len(dataset), weights, batch_size, seed)
+        self.serve(dataset, _Draws(indices, seed, first), num_workers)
+
+    def serve(self, dataset: Dataset, draws: _Draws, num_workers: int) -> None:
+        """Give the dataset's items as they are drawn."""
+        self.dataset, self.draws = dataset, draws
         self.loader = DataLoader(
             _SeededItems(dataset),
             batch_sampler=self.draws,
@@ -92,6 +94,27 @@ class InfiniteDataLoader:
             return iter(self.loader)
         draws = map(self.draws.indices, itertools.count(self.draws.first))
         return map(self.dataset.gather, draws)
+
+
+class EpochLoader(InfiniteDataLoader):
+    """Batches for ever: in each epoch every item once, but for a last short batch."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        batch_size: int | None,
+        num_workers: int,
+        seed: int,
+        first: int = 0,
+    ):
+        indices = partial(epoch_indices, len(dataset), batch_size, seed)
+        self.serve(dataset, _Draws(indices, seed, first), num_workers)
+
+
+def epoch_indices(n: int, batch_size: int | None, seed: int, t: int) -> torch.Tensor:
+    """Batch t's indices below n; of a `batch_size` of None, all of them."""
+    epoch, place = divmod(t, batches_per_epoch(n, batch_size))
+    return torch.tensor(epoch_batches(n, batch_size, seed, epoch)[place])
 
 
 class FastDataLoader:

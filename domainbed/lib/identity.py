@@ -37,6 +37,10 @@ DECISIVE = {
     "uda_holdout_fraction": 0,
     "allow_missing_classes": False,
     "no_feature_store": False,
+    "shots": None,  # these four of few-shot runs alone
+    "classes": None,
+    "source": None,
+    "transfer_to": None,
 }
 
 

@@ -135,6 +135,21 @@ def save_whole(path: Path, value: Any) -> None:
         write_whole(path, content)
 
 
+def guesses(
+    network: Any, loader: Iterable, device: torch.device | str
+) -> tuple[list[int], list[int]]:
+    """The class with the highest logit, and the label, of each item in order."""
+    network.eval()
+    guessed: list[int] = []
+    labels: list[int] = []
+    with torch.no_grad():
+        for x, y in loader:
+            guessed += network.predict(x.to(device)).argmax(1).tolist()
+            labels += y.tolist()
+    network.train()
+    return guessed, labels
+
+
 def plain(value: Any) -> Any:
     """The value in the types that JSON knows: numpy's scalars become Python's."""
     return json.loads(json.dumps(value, default=lambda scalar: scalar.item()))

@@ -6,7 +6,9 @@ https://arxiv.org/abs/2109.01134; base and new classes: https://arxiv.org/abs/22
 
 import math
 import random
+from collections import Counter
 from collections.abc import Collection, Sequence
+from statistics import fmean
 
 import torch
 
@@ -60,6 +62,23 @@ def rate(epoch: int, lr: float, epochs: int) -> float:
     """The epoch's learning rate: warm-up in the first, then a cosine that is shifted by
     one epoch, so that the last rate is not 0.
     """
-    if epoch == 0:
-        return WARM_UP_RATE
-    return lr * (1 + math.cos(math.pi * (epoch - 1) / epochs)) / 2
+    return WARM_UP_RATE if epoch == 0 else cosine(epoch - 1, lr, epochs)
+
+
+def cosine(t: int, lr: float, n: int) -> float:
+    """The rate at time t of n: from lr down to 0, which it reaches at n."""
+    return lr * (1 + math.cos(math.pi * t / n)) / 2
+
+
+def scores(guesses: Sequence[int], labels: Sequence[int]) -> dict[str, float]:
+    """Shares: `acc` of right guesses, `class_mean` of each class's, `f1` macro.
+
+    The two means are over the classes that occur among the labels.
+    """
+    n, guessed = Counter(labels), Counter(guesses)
+    right = Counter(y for g, y in zip(guesses, labels, strict=True) if g == y)
+    return {
+        "acc": right.total() / len(labels),
+        "class_mean": fmean(right[y] / n[y] for y in n),
+        "f1": fmean(2 * right[y] / (n[y] + guessed[y]) for y in n),
+    }

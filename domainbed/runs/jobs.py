@@ -56,8 +56,9 @@ class Job:
     @property
     def name(self) -> str:
         """Its folder and, for the reader, what it runs."""
-        names = ("dataset", "algorithm", "test_envs", "hparams_seed")
-        facts = ", ".join(str(self.train_args[name]) for name in names)
+        names = ("dataset", "algorithm", "test_envs", "source", "shots", "hparams_seed")
+        own = (self.train_args[name] for name in names if name in self.train_args)
+        facts = ", ".join(map(str, own))
         return f"{self.output_dir} ({facts})"
 
     def claim(self) -> bool:
@@ -177,4 +178,51 @@ def make_args_list(
             **given,
         }
         for dataset, algorithm, test_envs, hparams_seed, trial_seed in runs()
+    ]
+
+
+def make_few_shot_args_list(
+    shots: list[int],
+    classes: str,
+    transfer_to: list[str] | None,
+    n_trials: int,
+    dataset_names: list[str],
+    algorithms: list[str],
+    n_hparams_from: int,
+    n_hparams: int,
+    steps: int | None,
+    data_dir: str | None,
+    hparams: str | None,
+) -> list[dict[str, Any]]:
+    """The same of a few-shot sweep; of a dataset's domains each in turn is the source.
+
+    What they hold beside the others' arguments is theirs alone, and no other job has.
+    """
+    optional = {"steps": steps, "hparams": hparams, "transfer_to": transfer_to}
+    given = {name: value for name, value in optional.items() if value is not None}
+
+    def runs() -> Iterator[tuple]:
+        for trial_seed, dataset in itertools.product(range(n_trials), dataset_names):
+            sources = datasets.get_dataset_class(dataset).SOURCES or [None]
+            draws = range(n_hparams_from, n_hparams)
+            for run in itertools.product(algorithms, sources, shots, draws):
+                yield dataset, *run, trial_seed
+
+    return [
+        {
+            "dataset": dataset,
+            "algorithm": algorithm,
+            **({"source": source} if source else {}),
+            "shots": k,
+            "classes": classes,
+            "hparams_seed": hparams_seed,
+            "data_dir": data_dir,
+            "task": "few_shot",
+            "trial_seed": trial_seed,
+            "seed": misc.seed_hash(
+                dataset, algorithm, source, k, classes, hparams_seed, trial_seed
+            ),
+            **given,
+        }
+        for dataset, algorithm, source, k, hparams_seed, trial_seed in runs()
     ]

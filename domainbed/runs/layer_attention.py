@@ -28,7 +28,11 @@ def summarise(run: Any) -> dict[str, dict[str, dict[str, list[float]]]] | None:
     if not hasattr(algorithm, "layer_attention"):
         return None
     environments, classes = defaultdict(Mean), defaultdict(Mean)
-    splits = {split.env: split for split in run.splits if split.role != "unlabeled"}
+    splits = {
+        split.env: split
+        for split in run.splits
+        if split.role != "unlabeled" and same_classes(dataset, split.env)
+    }
     algorithm.eval()
     for env, split in splits.items():
         sample = split._replace(keys=split.keys[:MOST_IMAGES])
@@ -50,6 +54,12 @@ def summarise(run: Any) -> dict[str, dict[str, dict[str, list[float]]]] | None:
             for label, name in enumerate(names)
         },
     }
+
+
+def same_classes(dataset: Any, env: int) -> bool:
+    """Whether the environment has the classes that were trained on."""
+    own = getattr(dataset[env], "classes", dataset.class_names)
+    return own == dataset.class_names
 
 
 class Mean:

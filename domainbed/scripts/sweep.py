@@ -17,9 +17,9 @@ from domainbed.lib import shipped
 from domainbed.lib.errors import InputError, check_at_least, exits_on_input_error
 from domainbed.lib.progress import JobsProgress, add_quiet, coloured, silenced
 from domainbed.runs.folder import STATES
-from domainbed.runs.jobs import Job, make_args_list, stages
+from domainbed.runs.jobs import Job, make_args_list, make_few_shot_args_list, stages
 from domainbed.scripts.train import HPARAMS_HELP
-from domainbed.tasks import TASKS
+from domainbed.tasks import TASKS, class_for, get_task
 
 # Launchers that return when their jobs have ended.
 WAITED_FOR = ("local", "multi_gpu", "pool")
@@ -107,6 +107,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--hparams", nargs="+", help=HPARAMS_HELP)
     add("--holdout_fraction", type=float, default=0.2)
     add("--single_test_envs", action="store_true")
+    add("--shots", nargs="+", type=int, help="few_shot: K of each class, one or more")
+    add("--classes", choices=["all", "base"], help="few_shot: classes that train")
+    add("--transfer_to", nargs="+", help="few_shot: further datasets to test on")
     add("--feature_dir", help="stored layer features; default: DATA_DIR/features")
     add("--no_feature_store", action="store_true", help="compute features every time")
     add(
@@ -119,7 +122,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(with_files(sys.argv[1:] if argv is None else argv))
     args.hparams = hparams_registry.as_json(args.hparams)
     if args.datasets is None:
-        args.datasets = [n for n in datasets.DATASETS if not n.startswith("Debug")]
+        known = datasets.of_task(args.task)
+        args.datasets = [n for n in known if not n.startswith("Debug")]
     if args.algorithms is None:
         args.algorithms = list(algorithms.ALGORITHMS)
     return args
@@ -133,22 +137,73 @@ def check(args: argparse.Namespace) -> None:
             "dataset, algorithm, test environments, draw and trial."
         )
     hparams = hparams_registry.parse_hparams(args.hparams)
+    few_shot = args.task == "few_shot"
+    check_few_shot(args)
     for dataset in args.datasets:
-        if datasets.num_environments(dataset) < 2:
+        environments = len(class_for(dataset, args.task).ENVIRONMENTS)
+        if environments < 2 and not few_shot:
             raise InputError(
                 f"{dataset} has a single environment; none is left to train on."
             )
         for algorithm in args.algorithms:
-            hparams_registry.check_hparams(algorithm, dataset, hparams)
+            run = {"dataset": dataset, "algorithm": algorithm, "task": args.task}
+            run["shots"] = args.shots and args.shots[0]
+            rows = get_task(args.task).hparam_rows(argparse.Namespace(**run))
+            hparams_registry.check_hparams(algorithm, dataset, hparams, rows)
     check_at_least(args, n_trials=1, n_hparams_from=0, n_hparams=1)
     check_at_least(args, jobs=1, jobs_per_task=1)
     if args.command != "status" and not args.dry_run:
         check_confirmation(args)
 
 
+def check_few_shot(args: argparse.Namespace) -> None:
+    """InputError for flags of another task than the sweep's."""
+    own = [name for name in ("shots", "classes", "transfer_to") if getattr(args, name)]
+    if args.task != "few_shot" and own:
+        raise InputError(f"--{own[0]} is of --task few_shot, not of {args.task}.")
+    if args.task == "few_shot" and (not args.shots or min(args.shots) < 1):
+        raise InputError(
+            f"--task few_shot needs --shots, numbers of at least 1, not {args.shots}."
+        )
+    if args.task == "few_shot" and (
+        args.single_test_envs or args.holdout_fraction != 0.2
+    ):
+        raise InputError(
+            "--single_test_envs and --holdout_fraction are not of --task few_shot."
+        )
+
+
+def few_shot_args(args: argparse.Namespace) -> list[dict]:
+    """The arguments of every run of a few-shot sweep."""
+    return make_few_shot_args_list(
+        shots=args.shots,
+        classes=args.classes or "all",
+        transfer_to=args.transfer_to,
+        n_trials=args.n_trials,
+        dataset_names=args.datasets,
+        algorithms=args.algorithms,
+        n_hparams_from=args.n_hparams_from,
+        n_hparams=args.n_hparams,
+        steps=args.steps,
+        data_dir=args.data_dir,
+        hparams=args.hparams,
+    )
+
+
 def jobs_of(args: argparse.Namespace) -> list[Job]:
     """Every job that the flags describe."""
-    args_list = make_args_list(
+    few_shot = args.task == "few_shot"
+    args_list = few_shot_args(args) if few_shot else all_args(args)
+    jobs = [Job(train_args, args.output_dir) for train_args in args_list]
+    for job in jobs:
+        given = {name: getattr(args, name) for name in OPTIONS}
+        job.options = {name: value for name, value in given.items() if value}
+    return jobs
+
+
+def all_args(args: argparse.Namespace) -> list[dict]:
+    """The arguments of every run of a sweep over test environments."""
+    return make_args_list(
         n_trials=args.n_trials,
         dataset_names=args.datasets,
         algorithms=args.algorithms,
@@ -161,11 +216,6 @@ def jobs_of(args: argparse.Namespace) -> list[Job]:
         single_test_envs=args.single_test_envs,
         hparams=args.hparams,
     )
-    jobs = [Job(train_args, args.output_dir) for train_args in args_list]
-    for job in jobs:
-        given = {name: getattr(args, name) for name in OPTIONS}
-        job.options = {name: value for name, value in given.items() if value}
-    return jobs
 
 
 def launcher_of(args: argparse.Namespace) -> command_launchers.Launcher:

@@ -41,6 +41,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--steps", type=int, help="default: the dataset's")
     add("--checkpoint_freq", type=int, help="steps between evaluations")
     add("--test_envs", nargs="+", default=[0], help="by number or by name")
+    few_shot = {"default": argparse.SUPPRESS}  # these arguments are of that task alone
+    add("--shots", type=int, help="few_shot: K of each class", **few_shot)
+    add("--classes", choices=["all", "base"], help="few_shot: that train", **few_shot)
+    add("--source", help="few_shot: the domain of the shots", **few_shot)
+    add("--transfer_to", nargs="+", help="few_shot: further datasets", **few_shot)
     add("--output_dir", default="train_output")
     add("--holdout_fraction", type=float, default=0.2)
     add("--uda_holdout_fraction", type=float, default=0)

@@ -1,0 +1,182 @@
+"""The few-shot task: a run from its shots to its record, and the jobs of a sweep."""
+
+import json
+import shlex
+
+import pytest
+import torch
+from helpers import lines, pets
+
+from domainbed import training
+from domainbed.lib.errors import InputError
+from domainbed.lib.shots import rate, scores
+from domainbed.scripts import sweep, train
+
+OWN = ["--task", "few_shot", "--dataset", "OxfordPets", "--shots", "4"]
+HPARAMS = ["clip_backbone=emoji", "augment=false", "epochs=3", "batch_size=5"]
+
+
+@pytest.fixture
+def data(tmp_path):
+    pets(tmp_path / "data")
+    return tmp_path / "data"
+
+
+def command(data, folder, *flags, algorithm="LFA", hparams=()):
+    own = [*OWN, "--algorithm", algorithm, "--data_dir", str(data), "--num_workers"]
+    return [
+        *own,
+        "0",
+        "--output_dir",
+        str(folder),
+        *flags,
+        "--hparams",
+        *HPARAMS,
+        *hparams,
+    ]
+
+
+def run_of(data, folder, *flags, **changed):
+    return training.Run(train.parse_args(command(data, folder, *flags, **changed)))
+
+
+def record_of(folder):
+    (line,) = (folder / "results.jsonl").read_text().splitlines()
+    return json.loads(line)
+
+
+def test_a_run_tests_its_last_epoch_once(data, tmp_path, capsys):
+    train.main(command(data, tmp_path / "run"))
+    record = record_of(tmp_path / "run")
+    assert record["step"] == 3 * (12 // 5) - 1
+    assert record["args"]["test_envs"] == [1] and record["args"]["classes"] == "all"
+    assert record["hparams"]["prompt"] == "a photo of a {name}, a type of pet."
+    for name in ("acc", "f1", "class_mean"):
+        assert {f"env0_in_{name}", f"env0_out_{name}", f"env1_in_{name}"} < {*record}
+    assert record["env1_in_acc"] == pytest.approx(record["env1_in_class_mean"])
+    assert "target test: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("hparams", [(), ("augment=true",)])
+def test_an_interrupted_run_ends_as_one_that_was_not(
+    data, tmp_path, interrupt, hparams
+):
+    flags = ["--checkpoint_freq", "2"]
+    train.main(command(data, tmp_path / "whole", *flags, hparams=hparams))
+    again = interrupt("update", 4)
+    with pytest.raises(SystemExit):
+        train.main(command(data, tmp_path / "halves", *flags, hparams=hparams))
+    again()
+    train.main(command(data, tmp_path / "halves", *flags, hparams=hparams))
+    assert lines(tmp_path / "halves") == lines(tmp_path / "whole")
+
+
+def test_rates_and_batches_follow_the_epochs(data, tmp_path):
+    run = run_of(data, tmp_path)
+    assert (run.n_steps, run.dataset.n_train) == (6, 12)
+    rates = [run.task.learning_rate(run, step) for step in range(6)]
+    assert rates == [rate(step // 2, run.hparams["lr"], 3) for step in range(6)]
+    batches = run.task.batches(run)
+    first, second = (next(batches)[0][0][1] for _ in range(2))
+    assert len(first) == len(second) == 5
+    seen = []
+    run.algorithm.update = lambda *batch: (
+        seen.append(run.algorithm.optimizer.param_groups[0]["lr"]) or {"loss": 0.0}
+    )
+    run.train()
+    assert seen == rates
+
+
+def test_crops_are_encoded_at_each_step_and_tests_are_stored(data, tmp_path):
+    run = run_of(data, tmp_path, hparams=["augment=true"])
+    x = next(run.task.batches(run))[0][0][0]
+    assert x.shape == (5, 3, 48, 48)
+    run.tell(to_train=True)
+    assert run.algorithm.given == "images"
+    run.evaluate()
+    assert run.algorithm.given == run.algorithm.stored_kind.name
+    test, train_ = (run.items(run.splits[i], to_train=False) for i in (1, 0))
+    assert hasattr(test, "gather") and hasattr(train_, "gather")
+
+
+def test_new_classes_are_asked_and_then_the_own_ones_again(data, tmp_path):
+    run = run_of(data, tmp_path, "--classes", "base", "--transfer_to", "EmojiHouses")
+    asked, ask = [], run.algorithm.ask
+
+    def noted(names, template=None):
+        asked.append((names[0], template))
+        ask(names, template)
+
+    run.algorithm.ask = noted
+    before = run.algorithm.text_features.clone()
+    results = run.evaluate()
+    own = ("abyssinian", None)
+    new = ("persian_cat", "a photo of a {name}, a type of pet.")
+    houses = ("glossy three dimensional icon", "a {name}.")
+    assert asked == [new, own, houses, own]
+    assert torch.equal(run.algorithm.text_features, before)
+    assert results["env2_in_acc"] == 1  # one class alone
+    assert run.args.test_envs == [1, 2, 3]
+
+
+def test_scores_by_hand():
+    assert scores([0, 0, 1, 2], [0, 0, 0, 1]) == {
+        "acc": 0.5,
+        "class_mean": pytest.approx((2 / 3 + 0) / 2),
+        "f1": pytest.approx((4 / 5 + 0) / 2),
+    }
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--shots", "0"], "--shots is 0"),
+    (["--test_envs", "1"], "--test_envs and --holdout_fraction are not of"),
+    (["--dataset", "PACS"], "PACS is no dataset of --task few_shot"),
+    (["--dataset", "EmojiDG", "--source", "x"], "Unknown source in EmojiDG 'x'"),
+    (["--task", "domain_generalization"], "--shots is of --task few_shot"),
+    (["--algorithm", "ERM", "--classes", "base"], "ERM has weights for each of its"),
+])  # fmt: skip
+def test_what_does_not_fit_is_refused(flags, message, data, tmp_path):
+    own = [*OWN, "--data_dir", str(data), "--output_dir", str(tmp_path / "out")]
+    with pytest.raises(InputError, match=message):
+        training.Run(train.parse_args([*own, *flags]))
+
+
+def test_few_shot_datasets_are_for_that_task(data, tmp_path):
+    own = ["--dataset", "OxfordPets", "--data_dir", str(data)]
+    with pytest.raises(InputError, match="OxfordPets is no dataset of --task domain"):
+        training.Run(train.parse_args([*own, "--output_dir", str(tmp_path)]))
+
+
+def jobs(tmp_path, *flags):
+    own = ["launch", "--output_dir", str(tmp_path), "--data_dir", "d", *flags]
+    own += ["--command_launcher", "dummy", "--skip_confirmation"]
+    args = sweep.parse_args(own)
+    sweep.check(args)
+    return sweep.jobs_of(args)
+
+
+def test_a_sweep_has_a_job_for_each_source_and_number_of_shots(tmp_path):
+    flags = ["--task", "few_shot", "--algorithms", "LFA", "--n_hparams", "1"]
+    flags += ["--n_trials", "2", "--shots", "1", "16"]
+    made = jobs(tmp_path, *flags, "--datasets", "EmojiDG", "OxfordPets")
+    assert len(made) == 2 * 2 * (4 + 1)
+    assert len({job.output_dir for job in made}) == len(made)
+    for job in made:
+        words = shlex.split(job.command_str)[3:]
+        args = train.parse_args(words)
+        assert (args.task, args.classes) == ("few_shot", "all")
+        assert hasattr(args, "source") == (args.dataset == "EmojiDG")
+
+
+def test_no_other_job_knows_the_arguments_of_few_shot_jobs(tmp_path):
+    flags = ["--algorithms", "LFA", "--datasets", "EmojiDG", "--n_hparams", "1"]
+    for job in jobs(tmp_path, *flags):
+        assert not {"shots", "classes", "source", "transfer_to"} & {*job.train_args}
+    with pytest.raises(InputError, match="--shots is of --task few_shot"):
+        jobs(tmp_path, *flags, "--shots", "1")
+    with pytest.raises(InputError, match="needs --shots"):
+        jobs(tmp_path, *flags, "--task", "few_shot")
+    default = sweep.parse_args(
+        ["launch", "--task", "few_shot", "--output_dir", "o", "--data_dir", "d"]
+    ).datasets
+    assert {"EuroSAT", "EmojiHouses"} < {*default} and "PACS" not in default
