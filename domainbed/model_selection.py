@@ -30,8 +30,13 @@ def rank(val_acc: float) -> float:
     return -math.inf if math.isnan(val_acc) else val_acc
 
 
+def best(steps: list[tuple[RunAcc, Any]]) -> tuple[RunAcc, Any] | None:
+    """The first of those whose val_acc is highest, None of none."""
+    return max(steps, key=lambda step: rank(step[0]["val_acc"]), default=None)
+
+
 class SelectionMethod:
-    """A way to choose; a subclass says in `run_acc` what a run is worth."""
+    """A way to choose; a subclass says in `chosen` what a run is worth."""
 
     name: str
 
@@ -39,9 +44,15 @@ class SelectionMethod:
         raise TypeError(f"{type(self).__name__} has class methods only")
 
     @classmethod
+    def chosen(cls, run_records: Q) -> tuple[RunAcc, dict[str, Any]] | None:
+        """(run_acc, the record that has that test_acc) of one draw, or None."""
+        raise NotImplementedError
+
+    @classmethod
     def run_acc(cls, run_records: Q) -> RunAcc | None:
         """{val_acc, test_acc} of the records of one hyperparameter draw, or None."""
-        raise NotImplementedError
+        chosen = cls.chosen(run_records)
+        return chosen and chosen[0]
 
     @classmethod
     def hparams_accs(cls, records: Q) -> Q:
@@ -66,7 +77,7 @@ class OracleSelectionMethod(SelectionMethod):
     name = "test-domain validation set (oracle)"
 
     @classmethod
-    def run_acc(cls, run_records):
+    def chosen(cls, run_records):
         run_records = get_test_records(run_records)
         if not run_records:
             return None
@@ -76,7 +87,7 @@ class OracleSelectionMethod(SelectionMethod):
         test_acc = last.get(f"env{test_env}_in_acc")
         if val_acc is None or test_acc is None:
             return None
-        return {"val_acc": val_acc, "test_acc": test_acc}
+        return {"val_acc": val_acc, "test_acc": test_acc}, last
 
 
 class IIDAccuracySelectionMethod(SelectionMethod):
@@ -96,9 +107,10 @@ class IIDAccuracySelectionMethod(SelectionMethod):
         return {"val_acc": float(np.mean(val_accs)), "test_acc": test_acc}
 
     @classmethod
-    def run_acc(cls, run_records):
-        steps = get_test_records(run_records).map(cls._step_acc).filter_not_none()
-        return steps.argmax(lambda acc: rank(acc["val_acc"])) if steps else None
+    def chosen(cls, run_records):
+        records = get_test_records(run_records)
+        steps = [(cls._step_acc(record), record) for record in records]
+        return best([step for step in steps if step[0] is not None])
 
 
 class IIDAutoLRAccuracySelectionMethod(IIDAccuracySelectionMethod):
@@ -118,7 +130,7 @@ class LeaveOneOutSelectionMethod(SelectionMethod):
     name = "leave-one-domain-out cross-validation"
 
     @classmethod
-    def _step_acc(cls, records: Q) -> RunAcc | None:
+    def _step_acc(cls, records: Q) -> tuple[RunAcc, dict[str, Any]] | None:
         """Of the records of one step."""
         single = get_test_records(records)
         if len(single) != 1:
@@ -136,10 +148,9 @@ class LeaveOneOutSelectionMethod(SelectionMethod):
         accs = [val_accs.get(env) for env in others]
         if not accs or None in accs or test_acc is None:
             return None
-        return {"val_acc": float(np.mean(accs)), "test_acc": test_acc}
+        return {"val_acc": float(np.mean(accs)), "test_acc": test_acc}, single
 
     @classmethod
-    def run_acc(cls, run_records):
+    def chosen(cls, run_records):
         steps = run_records.group("step").map(lambda _, step: cls._step_acc(step))
-        steps = steps.filter_not_none()
-        return steps.argmax(lambda acc: rank(acc["val_acc"])) if steps else None
+        return best(steps.filter_not_none())
