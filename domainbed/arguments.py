@@ -36,9 +36,15 @@ def check_input(what: Any) -> str:
 def check_numbers(args: argparse.Namespace) -> None:
     """InputError for a count below its least value, or a fraction that leaves none."""
     check_at_least(args, steps=0, checkpoint_freq=1, num_workers=0)
+    check_at_least(args, seed=0, trial_seed=0, hparams_seed=0)
+    check_fractions(args)
+
+
+def check_fractions(args: argparse.Namespace) -> None:
+    """InputError for a fraction that is given and leaves nothing."""
     for name in ("holdout_fraction", "uda_holdout_fraction"):
         value = getattr(args, name)
-        if not 0 <= value < 1:
+        if value is not None and not 0 <= value < 1:
             raise InputError(f"--{name} is {value}; it must be from 0 to below 1.")
 
 
@@ -61,7 +67,13 @@ def environment_numbers(
                 + ", ".join(f"{i} ({name})" for i, name in enumerate(environments))
                 + "."
             )
-    if len(set(numbers)) >= len(environments):
+    twice = next((n for n in numbers if numbers.count(n) > 1), None)
+    if twice is not None:
+        raise InputError(
+            f"--test_envs {' '.join(map(str, wanted))} names environment {twice} "
+            f"({environments[twice]}) twice; name each once."
+        )
+    if len(numbers) >= len(environments):
         raise InputError(
             f"--test_envs {' '.join(map(str, wanted))} leaves none to train on."
         )

@@ -8,8 +8,8 @@ generators that are set anew before each step from (seed, step).
 """
 
 import argparse
+import functools
 import json
-import os
 import resource
 import sys
 import time
@@ -56,7 +56,7 @@ class Run(RunInputs):
         self.hparams = resolve_hparams(args, self.task.hparam_rows(args))
         # Sums in another order end in other digits: the number of threads must not
         # depend on how many runs share the machine.
-        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
+        torch.set_num_threads(misc.threads())
         misc.seed_everything(args.seed)
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.benchmark = False
@@ -86,6 +86,7 @@ class Run(RunInputs):
         self.records = RunRecords(self.output_dir)
         folder = None if args.no_tensorboard else self.output_dir / "tensorboard"
         self.curves = TensorBoardLog(folder, self.records)
+        self.header: list[str] = []  # of the rows that this process prints
         self.stepping = False  # whether `train` can be stopped between two steps
         self.stopping = False  # set by whoever wants it to save its state and return
 
@@ -120,8 +121,7 @@ class Run(RunInputs):
                 return
         if not self.n_steps:
             self.record({"step": 0, "epoch": 0.0})
-        if not self.args.skip_model_save:
-            self.save_model("model.pkl")
+        self.save_model("model.pkl")
         if attention := layer_attention.summarise(self):
             path = self.output_dir / "layer_attention.json"
             misc.write_whole(path, json.dumps(attention))
@@ -145,9 +145,9 @@ class Run(RunInputs):
         done is cut off, the state is loaded, run.json says what the run is made from.
         """
         state = self.records.load_state()
+        self.records.begin(self.about, state["step"] if state else 0)
         if state is None:
             (self.output_dir / predictions.NAME).unlink(missing_ok=True)
-            misc.write_whole(self.records.about, json.dumps(self.about(), indent=1))
             return 0, defaultdict(list)
         self.algorithm.load_training_state(state["algorithm"])
         print(f"goes on from step {state['step']}")
@@ -166,22 +166,10 @@ class Run(RunInputs):
             }
         )
 
+    @functools.cached_property
     def about(self) -> dict[str, Any]:
-        """What this run is made from, in plain types: the content of run.json."""
-        trainable = [p for p in self.algorithm.parameters() if p.requires_grad]
-        splits = (f"{split.name} {split.keys}" for split in self.splits)
-        return misc.plain(
-            {
-                "args": vars(self.args),
-                "hparams": self.hparams,
-                "parameters": sum(p.numel() for p in trainable),
-                "versions": provenance.versions(),
-                "git": provenance.git_state(),
-                "device": provenance.device_name(),
-                "dataset": provenance.dataset_fingerprint(self.dataset),
-                "split": misc.digest(splits),
-            }
-        )
+        """The content of run.json, but for the attempts."""
+        return provenance.made_from(self)
 
     def evaluate(self) -> dict[str, float]:
         """What the task measures on every split, items unaugmented and in order.
@@ -208,8 +196,9 @@ class Run(RunInputs):
         self.algorithm.evaluated(values["step"], accuracies)
         results = values | accuracies | {"mem_gb": peak_memory_gb()}
         with progress.cleared(self.bar):
-            if not self.records.results.exists():
-                print_row(sorted(results))
+            if self.header != (header := sorted(results)):
+                print_row(header)
+                self.header = header
             print_row([results[name] for name in sorted(results)])
         shown = {name: values[name] for name in ("loss",) if name in values}
         self.bar.set_postfix(shown | {"val_acc": self.validation_accuracy(results)})
@@ -257,6 +246,8 @@ class Run(RunInputs):
 
     def save_model(self, filename: str) -> None:
         """Write what trains, and what rebuilds the algorithm around it."""
+        if self.args.skip_model_save:
+            return
         state = self.algorithm.state_dict()
         model = {
             "args": vars(self.args),

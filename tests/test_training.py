@@ -10,6 +10,7 @@ import torch
 
 from domainbed import algorithms, arguments, hparams_registry, training
 from domainbed.lib import misc
+from domainbed.lib.errors import InputError
 from domainbed.scripts import train
 
 pytestmark = pytest.mark.filterwarnings("ignore:no class names")
@@ -338,3 +339,34 @@ def test_the_command_itself(tmp_path):
     assert "env0_in_acc" in done.stdout
     assert "Warning" not in done.stderr.replace("UserWarning: no class names", "")
     assert len(records_of(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("value, n", [("", 1), ("4,2", 4), (" 3 ", 3)])
+def test_threads_are_what_the_variable_says(value, n, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", value)
+    assert misc.threads() == n
+
+
+@pytest.mark.parametrize("value", ["0", "many", "-1", "2.5"])
+def test_threads_that_are_no_number_are_refused(value, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", value)
+    with pytest.raises(InputError, match="OMP_NUM_THREADS is"):
+        misc.threads()
+
+
+@pytest.mark.parametrize("wanted", [[0, 0], ["P", "2"]])
+def test_an_environment_is_named_once(wanted):
+    with pytest.raises(InputError, match="twice; name each once"):
+        arguments.environment_numbers(wanted, ("A", "C", "P", "S"))
+
+
+@pytest.mark.parametrize("flag", ["--seed", "--trial_seed", "--hparams_seed"])
+def test_seeds_are_not_negative(flag):
+    with pytest.raises(InputError, match="is -1; it must be at least 0"):
+        arguments.check_numbers(train.parse_args([flag, "-1"]))
+
+
+def test_a_home_folder_is_meant_by_its_sign(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    args = train.parse_args(["--data_dir=~/new", "--output_dir", "~"])
+    assert (args.data_dir, args.output_dir) == ("/home/me/new", "/home/me")

@@ -316,7 +316,7 @@ def every_core() -> Iterator[None]:
     forward pass gives the same bits on any number.
     """
     before = torch.get_num_threads()
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
+    torch.set_num_threads(misc.threads(os.cpu_count() or 1))
     try:
         yield
     finally:

@@ -26,7 +26,7 @@ def pool_launcher(commands: list[str], jobs: int | None = None) -> list[int]:
     any, for as many cores as a job's threads keep busy.
     """
     gpus = visible_gpus()
-    threads = int(os.environ.get("OMP_NUM_THREADS", 1))
+    threads = misc.threads()
     jobs = jobs or len(gpus) or max(1, (os.cpu_count() or 1) // threads)
     warm = multiprocessing.get_context("forkserver")
     families = (module.name for module in pkgutil.iter_modules(domainbed.__path__))

@@ -53,7 +53,8 @@ def check_at_least(args: argparse.Namespace, **bounds: int) -> None:
 def exits_on_input_error(function: Callable[..., None]) -> Callable[..., None]:
     """The function, but an InputError becomes its sentence and exit status 2.
 
-    A reader that goes away, as in `| head`, ends it without a word.
+    A disk that refuses becomes a sentence and 1. A reader that goes away, as in
+    `| head`, ends it without a word.
     """
 
     @functools.wraps(function)
@@ -65,6 +66,12 @@ def exits_on_input_error(function: Callable[..., None]) -> Callable[..., None]:
             # What Python would write at its end goes nowhere.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(128 + signal.SIGPIPE) from None
+        except OSError as error:
+            if error.errno not in DISK_ERRORS:
+                raise
+            place = f" {error.filename}" if error.filename else ""
+            print(f"error: cannot use{place}: {error.strerror}.", file=sys.stderr)
+            raise SystemExit(1) from None
         except InputError as error:
             # A DataLoader's worker puts its traceback before the sentence.
             sentence = str(error).split("domainbed.lib.errors.InputError: ")[-1]

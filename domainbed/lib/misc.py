@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Subset
 
+from domainbed.lib.errors import InputError
+
 
 def seed_hash(*args: Any) -> int:
     """A 31-bit seed made from the arguments' text, the same on every machine."""
@@ -114,6 +116,20 @@ def start_processes_as_usual() -> None:
     multiprocessing.set_start_method(None, force=True)
 
 
+def threads(default: int = 1) -> int:
+    """The first number of OMP_NUM_THREADS; `default` where it says nothing."""
+    text = os.environ.get("OMP_NUM_THREADS", "")
+    first = text.split(",")[0].strip()  # 4,2: of loops inside loops
+    if not first:
+        return default
+    if first.isdecimal() and int(first):
+        return int(first)
+    raise InputError(
+        f"the variable OMP_NUM_THREADS is {text!r}; it must be a number of at least 1, "
+        "such as 1."
+    )
+
+
 def write_whole(path: Path, content: str | bytes | memoryview) -> None:
     """The file appears with all of its content or, after an error, stays as it was."""
     part = path.with_name(f"{path.name}.part")
@@ -123,6 +139,9 @@ def write_whole(path: Path, content: str | bytes | memoryview) -> None:
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
+    except OSError as error:
+        error.filename = str(path)  # a write does not say where
+        raise
     finally:
         part.unlink(missing_ok=True)
 

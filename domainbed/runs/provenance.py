@@ -1,6 +1,7 @@
 """What a run was made from, recorded so that tables can tell when they mix."""
 
 import functools
+import os
 import platform
 import subprocess
 from collections.abc import Iterable
@@ -51,9 +52,39 @@ def dataset_fingerprint(dataset: MultipleDomainDataset) -> str:
     def facts(environment: Any) -> Iterable[str]:
         if not isinstance(environment, ImageEnvironment):
             return [str(len(environment))]
-        root = environment.root
-        return (f"{Path(f).relative_to(root)} {y}" for f, y in environment.samples)
+        root = len(os.path.join(environment.root, ""))  # sliced: Path takes 15 times
+        return (f"{file[root:]} {y}" for file, y in environment.samples)
 
     return misc.digest(
         f"{i} {fact}" for i, env in enumerate(dataset) for fact in facts(env)
     )
+
+
+def made_from(run: Any) -> dict[str, Any]:
+    """What a `training.Run` is made from, in plain types."""
+    trainable = [p for p in run.algorithm.parameters() if p.requires_grad]
+    splits = (f"{split.name} {split.keys}" for split in run.splits)
+    return misc.plain(
+        {
+            "args": vars(run.args),
+            "hparams": run.hparams,
+            "parameters": sum(p.numel() for p in trainable),
+            "versions": versions(),
+            "git": git_state(),
+            "device": device_name(),
+            "dataset": dataset_fingerprint(run.dataset),
+            "split": misc.digest(splits),
+            "images": {split.name: len(split.keys) for split in run.splits},
+        }
+    )
+
+
+def attempt(step: int) -> dict[str, Any]:
+    """What this process takes the steps from that one on with."""
+    return {
+        "step": step,
+        "versions": versions(),
+        "git": git_state(),
+        "device": device_name(),
+        "threads": torch.get_num_threads(),
+    }

@@ -8,6 +8,8 @@ import contextlib
 import json
 import os
 import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,11 @@ import torch
 from domainbed.lib import misc
 from domainbed.lib.errors import InputError
 from domainbed.lib.identity import differences
+from domainbed.runs import provenance
 
 
 class OtherRunError(InputError):
-    """The folder holds a run that was made with other arguments."""
+    """The folder holds another run than the one that was asked for."""
 
 
 class RunRecords:
@@ -30,18 +33,45 @@ class RunRecords:
         self.about, self.state = folder / "run.json", folder / "state.pt"
         self.results, self.done = folder / "results.jsonl", folder / "done"
 
-    def check(self, args: dict[str, Any]) -> None:
-        """OtherRunError if the folder was made with other arguments than these."""
-        try:
-            before = json.loads(self.about.read_text())["args"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return  # nothing is known of it
-        changes = differences(before, misc.plain(args))
-        if changes:
+    def check(self, about: dict[str, Any]) -> None:
+        """OtherRunError if what the folder was made from is not what this run is.
+
+        `about` is what `training.Run` says of itself; the error has every difference.
+        """
+        if changes := changed(self.made_from(), about):
             raise OtherRunError(
-                f"{self.folder} holds a run with other arguments: {', '.join(changes)}."
+                f"{self.folder} holds another run: {', '.join(changes)}."
                 " Name another --output_dir, or start over with --no_resume."
             )
+
+    def made_from(self) -> dict[str, Any]:
+        """What run.json says, {} if nothing is known."""
+        try:
+            about = json.loads(self.about.read_text())
+            return about if isinstance(about, dict) else {}
+        except (OSError, ValueError):
+            return {}
+
+    def begin(self, about: dict[str, Any], step: int) -> None:
+        """Write run.json: what the run is made from, and an attempt from that step on.
+
+        An attempt that goes on leaves what was said of the first.
+        """
+        attempt = provenance.attempt(step)
+        before = self.made_from()
+        earlier = before.get("attempts", [])
+        if step:
+            about = about | before
+        for name, version in attempt["versions"].items():
+            was = earlier[-1]["versions"][name] if earlier else version
+            if step and was != version:
+                print(
+                    f"warning: {self.folder} goes on with {name} {version}; the last "
+                    f"attempt had {was}",
+                    file=sys.stderr,
+                )
+        whole = about | {"attempts": [*earlier, attempt]}
+        misc.write_whole(self.about, json.dumps(whole, indent=1))
 
     def clear(self) -> None:
         """Forget the run that was here."""
@@ -57,7 +87,8 @@ class RunRecords:
                 file.write(as_line(record).encode())
                 file.flush()
                 os.fsync(file.fileno())
-            except OSError:
+            except OSError as error:
+                error.filename = str(self.results)
                 with contextlib.suppress(OSError):  # what closing would write again
                     file.close()
                 os.truncate(self.results, end)
@@ -91,6 +122,27 @@ class RunRecords:
         """Say that the run is whole."""
         misc.write_whole(self.done, "done")
         self.state.unlink(missing_ok=True)
+
+
+def changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """In what two contents of run.json are two runs; only what both know counts."""
+
+    def facts(name: str) -> Iterator[tuple[str, Any, Any]]:
+        old, new = before.get(name), now[name]
+        if isinstance(old, dict):
+            for key in sorted(old.keys() & new.keys()):
+                if old[key] != new[key]:
+                    yield key, old[key], new[key]
+
+    args = before.get("args")
+    if isinstance(args, dict) and (changes := differences(args, now["args"])):
+        return changes  # the others follow from them
+    changes = [f"{name} was {x} and is {y}" for name, x, y in facts("hparams")]
+    changes += [f"{name} had {x} images and has {y}" for name, x, y in facts("images")]
+    for name, words in (("dataset", "the data"), ("split", "the splits")):
+        if not changes and before.get(name, now[name]) != now[name]:
+            changes.append(f"{words} were other ones (images renamed or moved?)")
+    return changes
 
 
 def as_line(record: dict[str, Any]) -> str:

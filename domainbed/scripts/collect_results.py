@@ -15,6 +15,7 @@ from domainbed import algorithms, datasets, model_selection
 from domainbed.lib import misc, reporting, shipped
 from domainbed.lib.errors import InputError, UnknownNameError, exits_on_input_error
 from domainbed.lib.mixtures import mixtures, same_draws
+from domainbed.lib.paths import user_path
 from domainbed.lib.progress import add_quiet
 from domainbed.lib.query import Q
 from domainbed.lib.reporting import printable
@@ -39,7 +40,11 @@ Methods = tuple[type[model_selection.SelectionMethod], ...]
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="collect_results", description=__doc__)
     parser.add_argument(
-        "--input_dir", nargs="+", required=True, help="the sweep's folder, or several"
+        "--input_dir",
+        type=user_path,
+        nargs="+",
+        required=True,
+        help="the sweep's folder, or several",
     )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--format", default="text", help=", ".join(FORMATS))

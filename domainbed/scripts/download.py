@@ -8,6 +8,7 @@ import torchvision
 
 from domainbed.download import steps
 from domainbed.lib.errors import InputError, exits_on_input_error
+from domainbed.lib.paths import user_path
 from domainbed.lib.progress import add_quiet, silenced
 
 MNIST = ("MNIST", "RotatedMNIST", "ColoredMNIST")
@@ -15,7 +16,9 @@ MNIST = ("MNIST", "RotatedMNIST", "ColoredMNIST")
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="download", description=__doc__)
-    parser.add_argument("--data_dir", required=True, type=Path)
+    parser.add_argument(
+        "--data_dir", required=True, type=lambda text: Path(user_path(text))
+    )
     parser.add_argument(
         "--dataset",
         nargs="+",

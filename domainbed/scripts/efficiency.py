@@ -19,6 +19,7 @@ from domainbed.lib.errors import (
     did_you_mean,
     exits_on_input_error,
 )
+from domainbed.lib.paths import user_path
 from domainbed.lib.progress import add_quiet
 from domainbed.runs import provenance
 from domainbed.scripts import train
@@ -33,14 +34,21 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--algorithms", nargs="+", required=True)
     add("--dataset", required=True)
-    add("--data_dir", help="the folder that holds the datasets' folders")
+    add(
+        "--data_dir", type=user_path, help="the folder that holds the datasets' folders"
+    )
     add("--hparams", nargs="+", help=f"{train.HPARAMS_HELP}; for those that have them")
     add("--steps", type=int, default=300, help="of training; default: 300")
     add("--test_envs", nargs="+", default=[0], help="by number or by name")
     add("--num_workers", type=int, help="processes that load images; default: by cores")
-    add("--feature_dir", help="stored layer features; default: DATA_DIR/features")
+    add(
+        "--feature_dir",
+        type=user_path,
+        help="stored layer features; default: DATA_DIR/features",
+    )
     add(
         "--output_dir",
+        type=user_path,
         default="efficiency_output",
         help="for efficiency.{txt,tex,json}",
     )

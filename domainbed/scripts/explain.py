@@ -10,6 +10,7 @@ from pathlib import Path
 from domainbed.lib.errors import InputError, check_at_least, exits_on_input_error
 from domainbed.lib.misc import write_whole
 from domainbed.lib.optional import require
+from domainbed.lib.paths import user_path
 from domainbed.lib.progress import add_quiet, silenced
 
 
@@ -27,8 +28,16 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help="show the N test images on which the runs differ with most confidence; "
         "without --versus, on which LFA and its last layer do",
     )
-    add("--data_dir", help="where the dataset is now; default: where it was trained")
-    add("--output_dir", type=Path, help="default: explain in the run's folder")
+    add(
+        "--data_dir",
+        type=user_path,
+        help="where the dataset is now; default: where it was trained",
+    )
+    add(
+        "--output_dir",
+        type=lambda text: Path(user_path(text)),
+        help="default: explain in the run's folder",
+    )
     add_quiet(parser)
     args = parser.parse_args(argv)
     args.output_dir = args.output_dir or args.run / "explain"

@@ -21,6 +21,7 @@ from domainbed.features.entries import (
 from domainbed.features.store import default_feature_dir, describe
 from domainbed.hparams_registry import as_json
 from domainbed.lib.errors import InputError, check_at_least, exits_on_input_error
+from domainbed.lib.paths import user_path
 from domainbed.lib.progress import add_quiet, silenced
 from domainbed.scripts import train
 from domainbed.scripts.sweep import ask_for_confirmation, check_confirmation
@@ -46,8 +47,16 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
             name, help=function.__doc__.splitlines()[0], description=function.__doc__
         )
         add = command.add_argument
-        add("--data_dir", help="the folder that holds the datasets' folders")
-        add("--feature_dir", help="the store; default: DATA_DIR/features")
+        add(
+            "--data_dir",
+            type=user_path,
+            help="the folder that holds the datasets' folders",
+        )
+        add(
+            "--feature_dir",
+            type=user_path,
+            help="the store; default: DATA_DIR/features",
+        )
         if name in ("build", "verify"):
             add("--dataset", required=name == "build")
             add("--algorithm", default="LFA", help=f"{readers()}; default: LFA")

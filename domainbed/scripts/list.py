@@ -14,6 +14,7 @@ from typing import Any
 
 from domainbed import algorithms, datasets, hparams_registry
 from domainbed.lib.errors import InputError, exits_on_input_error
+from domainbed.lib.paths import user_path
 from domainbed.lib.progress import add_quiet
 
 TO_SHOW = "EmojiDG"  # its images ship, and so does the CLIP that is its default
@@ -143,7 +144,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help="default: all")
     parser.add_argument("--clip_backbone", default="emoji", help="to count on")
     parser.add_argument("--dataset", default=TO_SHOW, help="of the hyperparameters")
-    parser.add_argument("--data_dir", help="where datasets are looked for")
+    parser.add_argument(
+        "--data_dir", type=user_path, help="where datasets are looked for"
+    )
     add_quiet(parser)
     args = parser.parse_args(argv)
     for line in LISTS[args.what](args):

@@ -5,6 +5,7 @@ import argparse
 from domainbed import algorithms, datasets
 from domainbed.lib import reporting
 from domainbed.lib.errors import exits_on_input_error
+from domainbed.lib.paths import user_path
 from domainbed.lib.progress import add_quiet
 from domainbed.lib.query import Q
 from domainbed.scripts.collect_results import SELECTION_METHODS, read_sweep
@@ -24,7 +25,7 @@ def print_run(run_acc: dict[str, float], records: Q) -> None:
 @exits_on_input_error
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="list_top_hparams", description=__doc__)
-    parser.add_argument("--input_dir", required=True)
+    parser.add_argument("--input_dir", type=user_path, required=True)
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--algorithm", required=True)
     parser.add_argument("--test_env", type=int, required=True)

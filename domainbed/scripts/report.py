@@ -6,13 +6,16 @@ from pathlib import Path
 from domainbed.lib.errors import InputError, exits_on_input_error
 from domainbed.lib.misc import write_whole
 from domainbed.lib.optional import require
+from domainbed.lib.paths import user_path
 from domainbed.lib.progress import add_quiet, silenced
 from domainbed.scripts.collect_results import SELECTION_METHODS
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="report", description=__doc__)
-    parser.add_argument("--input_dir", required=True, help="the sweep's folder")
+    parser.add_argument(
+        "--input_dir", type=user_path, required=True, help="the sweep's folder"
+    )
     parser.add_argument("--output", default="report.html", help="the file to write")
     add_quiet(parser)
     return parser.parse_args(argv)

@@ -8,6 +8,7 @@ from torchvision.utils import save_image
 
 from domainbed import datasets
 from domainbed.lib.errors import InputError, exits_on_input_error
+from domainbed.lib.paths import user_path
 from domainbed.lib.progress import add_quiet, silenced
 
 
@@ -24,8 +25,10 @@ def pictures(environment: torch.utils.data.Dataset, n: int) -> torch.Tensor:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="save_images", description=__doc__)
     add = parser.add_argument
-    add("--data_dir", help="the folder that holds the datasets' folders")
-    add("--output_dir", default="save_images_output")
+    add(
+        "--data_dir", type=user_path, help="the folder that holds the datasets' folders"
+    )
+    add("--output_dir", type=user_path, default="save_images_output")
     add("--datasets", nargs="+", help="default: all that are in the data folder")
     add("--n", type=int, default=16, help="pictures of an environment")
     add_quiet(parser)

@@ -15,6 +15,7 @@ from collections import Counter
 from domainbed import algorithms, command_launchers, datasets, hparams_registry
 from domainbed.lib import shipped
 from domainbed.lib.errors import InputError, check_at_least, exits_on_input_error
+from domainbed.lib.paths import user_path
 from domainbed.lib.progress import JobsProgress, add_quiet, coloured, silenced
 from domainbed.runs.folder import STATES
 from domainbed.runs.jobs import Job, make_args_list, make_few_shot_args_list, stages
@@ -91,8 +92,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--task", default="domain_generalization", choices=[*TASKS])
     add("--n_hparams_from", type=int, default=0)
     add("--n_hparams", type=int, default=20, help="draws; number 0 is the defaults")
-    add("--output_dir", required=True)
-    add("--data_dir", required=True)
+    add("--output_dir", type=user_path, required=True)
+    add("--data_dir", type=user_path, required=True)
     add("--seed", type=int, default=0, help="unused: a job's seed is of its arguments")
     add("--n_trials", type=int, default=3)
     add("--command_launcher", help=", ".join(command_launchers.REGISTRY))
@@ -110,7 +111,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--shots", nargs="+", type=int, help="few_shot: K of each class, one or more")
     add("--classes", choices=["all", "base"], help="few_shot: classes that train")
     add("--transfer_to", nargs="+", help="few_shot: further datasets to test on")
-    add("--feature_dir", help="stored layer features; default: DATA_DIR/features")
+    add(
+        "--feature_dir",
+        type=user_path,
+        help="stored layer features; default: DATA_DIR/features",
+    )
     add("--no_feature_store", action="store_true", help="compute features every time")
     add(
         "--strict_fingerprint", action="store_true", help="know images by their content"

@@ -18,6 +18,7 @@ from domainbed import training
 from domainbed.hparams_registry import as_json
 from domainbed.lib.errors import DISK_ERRORS, InputError, exits_on_input_error
 from domainbed.lib.misc import Tee
+from domainbed.lib.paths import user_path
 from domainbed.lib.progress import add_quiet, silenced
 from domainbed.runs import provenance
 from domainbed.runs.folder import RunFolder
@@ -30,7 +31,9 @@ HPARAMS_HELP = "overrides: a JSON object, @FILE with one, or name=value ..."
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="train", description=__doc__)
     add = parser.add_argument
-    add("--data_dir", help="the folder that holds the datasets' folders")
+    add(
+        "--data_dir", type=user_path, help="the folder that holds the datasets' folders"
+    )
     add("--dataset", default="RotatedMNIST")
     add("--algorithm", default="ERM")
     add("--task", default="domain_generalization", choices=[*TASKS])
@@ -46,7 +49,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--classes", choices=["all", "base"], help="few_shot: that train", **few_shot)
     add("--source", help="few_shot: the domain of the shots", **few_shot)
     add("--transfer_to", nargs="+", help="few_shot: further datasets", **few_shot)
-    add("--output_dir", default="train_output")
+    add("--output_dir", type=user_path, default="train_output")
     add("--holdout_fraction", type=float, default=0.2)
     add("--uda_holdout_fraction", type=float, default=0)
     add("--num_workers", type=int, help="processes that load images; default: by cores")
@@ -55,7 +58,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         action="store_true",
         help="environments may lack a class that others have",
     )
-    add("--feature_dir", help="stored layer features; default: DATA_DIR/features")
+    add(
+        "--feature_dir",
+        type=user_path,
+        help="stored layer features; default: DATA_DIR/features",
+    )
     add("--no_feature_store", action="store_true", help="compute features every time")
     add(
         "--strict_fingerprint",
@@ -105,8 +112,8 @@ def failures_recorded(folder: RunFolder) -> Iterator[None]:
         sentence = f"{type(error).__name__}: {error}"
         if error.errno in DISK_ERRORS:
             sentence = (
-                f"cannot write ({error}); nothing is lost: with room on the disk the "
-                "same command goes on from the last checkpoint"
+                f"cannot write in {folder.path} ({error}); nothing is lost: with room "
+                "on the disk the same command goes on from the last checkpoint"
             )
     except Exception as error:
         traceback.print_exc()
@@ -167,7 +174,7 @@ def start(folder: RunFolder, args: argparse.Namespace, run: training.Run | None)
         run = run or training.Run(args)
         if args.no_resume:
             run.records.clear()
-        run.records.check(vars(args))
+        run.records.check(run.about)
         folder.forget_failure()
         if run.records.done.exists():
             print(f"{folder.path} holds this run, finished; --no_resume starts over.")

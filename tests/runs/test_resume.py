@@ -1,7 +1,9 @@
 """A run that was interrupted goes on, and ends with the records of one that was not."""
 
+import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,10 +13,11 @@ import pytest
 import torch
 from helpers import SMALL, command, lines
 
-from domainbed import training
+from domainbed import algorithms, training
 from domainbed.algorithms import ALGORITHMS
 from domainbed.backbones import read_clip
 from domainbed.lib import misc
+from domainbed.runs import provenance
 from domainbed.runs.folder import RunFolder
 from domainbed.runs.records import RunRecords
 from domainbed.scripts import train
@@ -228,3 +231,105 @@ def test_run_json_says_what_the_run_is_made_from(tmp_path):
     trainable = [p for p in run.algorithm.parameters() if p.requires_grad]
     assert a["parameters"] == sum(p.numel() for p in trainable)
     assert misc.plain(a["hparams"]) == run.hparams
+
+
+def stopped(folder, interrupt, *flags):
+    """A run that ends after its first checkpoint."""
+    repair = interrupt("save_state", 1, True)
+    with pytest.raises(SystemExit):
+        train.main(command(folder, *flags))
+    repair()
+
+
+def refused(folder, capsys, *flags):
+    """What is said where the run is another one by now; its files stay."""
+    before = (folder / "run.json").read_bytes(), (folder / "state.pt").read_bytes()
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        train.main(command(folder, *flags))
+    assert ended.value.code == 2
+    assert before[0] == (folder / "run.json").read_bytes()
+    assert before[1] == (folder / "state.pt").read_bytes()
+    return capsys.readouterr().err
+
+
+def test_another_default_makes_another_run(tmp_path, interrupt, monkeypatch, capsys):
+    stopped(tmp_path, interrupt)
+    rows = algorithms.get_algorithm_class("LFA").hparam_rows
+
+    def other(dataset):
+        return rows(dataset) | {"beta": (0.123, None), "new": (1, None)}
+
+    monkeypatch.setattr(algorithms.get_algorithm_class("LFA"), "hparam_rows", other)
+    assert "beta was 0.9 and is 0.123" in refused(tmp_path, capsys)
+
+
+def test_other_images_make_another_run(pacs, tmp_path, interrupt, capsys):
+    flags = ["--dataset", "PACS", "--data_dir", str(pacs), "--no_feature_store"]
+    flags += ["--hparams", '{"clip_backbone": "emoji", "batch_size": 2}']
+    stopped(tmp_path / "run", interrupt, *flags)
+    folder = pacs / "PACS" / "photo" / "dog"
+    (folder / "0.png").rename(folder / "new.png")
+    assert "the data were other ones" in refused(tmp_path / "run", capsys, *flags)
+    shutil.copy(folder / "new.png", folder / "0.png")
+    said = refused(tmp_path / "run", capsys, *flags)
+    assert "env2_in had 8 images and has 9" in said
+    (folder / "new.png").unlink()
+    moved = pacs.rename(pacs.with_name("moved"))
+    train.main(command(tmp_path / "run", *flags, "--data_dir", str(moved)))
+
+
+def test_every_attempt_says_what_it_was_made_with(
+    tmp_path, interrupt, monkeypatch, capsys
+):
+    stopped(tmp_path, interrupt)
+    versions = provenance.versions()
+    monkeypatch.setattr(provenance, "versions", lambda: versions | {"torch": "9.0"})
+    monkeypatch.setenv("OMP_NUM_THREADS", "2,1")
+    train.main(command(tmp_path))
+    assert f"goes on with torch 9.0; the last attempt had {torch.__version__}" in (
+        capsys.readouterr().err
+    )
+    about = json.loads((tmp_path / "run.json").read_text())
+    assert [a["step"] for a in about["attempts"]] == [0, 1]
+    assert [a["threads"] for a in about["attempts"]] == [1, 2]
+    assert about["attempts"][1]["versions"]["torch"] == "9.0"
+    assert about["versions"] == versions  # of the first
+
+
+def test_a_run_of_an_older_version_is_no_other_run(tmp_path, interrupt):
+    stopped(tmp_path, interrupt)
+    about = json.loads((tmp_path / "run.json").read_text())
+    for name in ("attempts", "images", "split"):
+        del about[name]
+    del about["args"]["no_feature_store"], about["hparams"]["beta"]
+    (tmp_path / "run.json").write_text(json.dumps(about))
+    train.main(command(tmp_path))
+    assert RunFolder(tmp_path).state == "done"
+
+
+def test_rows_have_a_header_in_every_process(tmp_path, interrupt, capsys):
+    stopped(tmp_path, interrupt)
+    capsys.readouterr()
+    train.main(command(tmp_path))
+    rows = [r.split() for r in capsys.readouterr().out.splitlines() if "env0_in" in r]
+    assert [row[0] for row in rows] == ["env0_in_acc"]
+
+
+def test_no_model_is_saved_where_none_is_wanted(tmp_path):
+    train.main(command(tmp_path, "--skip_model_save", "--save_model_every_checkpoint"))
+    assert not list(tmp_path.glob("model*"))
+
+
+def test_a_disk_that_refuses_is_named(tmp_path, monkeypatch, capsys):
+    """Also where not even a log can be begun: no inode is left."""
+
+    def full(self, *_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device", f"{tmp_path}/err.txt")
+
+    monkeypatch.setattr(misc.Tee, "__init__", full)
+    with pytest.raises(SystemExit) as ended:
+        train.main(command(tmp_path))
+    assert ended.value.code == 1
+    expected = f"error: cannot use {tmp_path}/err.txt: No space left on device.\n"
+    assert capsys.readouterr().err == expected
