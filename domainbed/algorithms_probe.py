@@ -208,6 +208,24 @@ class Head2Toe(ProbeCLIP):
         owner = torch.bucketize(self.kept, ends, right=True)
         return owner.bincount(minlength=len(ends)).tolist()
 
+    def layers_used(self) -> dict[str, torch.Tensor]:
+        """The shares of the layers 0 to L in the kept features, by kind of tap.
+
+        Before there are any, in the weights' norms.
+        """
+        if self.selected:
+            counts = torch.tensor(self.kept_of_taps()).double()
+        else:
+            norms = torch.linalg.vector_norm(self.probe.weight, dim=0).double()
+            counts = torch.stack([w.sum() for w in norms.split(self.widths)])
+        first, *inner, last, embedding = counts / counts.sum()
+        n_layers = len(inner) // len(OF_A_BLOCK)
+        by_kind = torch.stack(inner).view(n_layers, -1).T
+        used = {"x_0": F.pad(first[None], (0, n_layers))}
+        used |= dict(zip(OF_A_BLOCK, F.pad(by_kind, (1, 0)), strict=True))
+        at_the_end = {"class token": last[None], "embedding": embedding[None]}
+        return used | {n: F.pad(w, (n_layers, 0)) for n, w in at_the_end.items()}
+
     def loss(self, minibatches):
         loss = super().loss(minibatches)
         if self.selected:
@@ -288,3 +306,15 @@ class VQT(ProbeCLIP):
             p = F.dropout(p, self.hparams["vqt_dropout"], self.training)
             u = p + attend(block, block.ln_1(p), block.ln_1(x))
             yield (u + block.mlp(block.ln_2(u))).flatten(1)
+
+    def layers_used(self) -> dict[str, torch.Tensor]:
+        """The shares of the layers 0 to L in the norms of the classifier's weights."""
+        n_layers, n_queries, width = self.queries.shape
+        sizes = [width, *[n_queries * width] * n_layers]
+        pieces = self.classifier.weight.detach().double().split(sizes, 1)
+        last, *queries = torch.stack([piece.norm() for piece in pieces])
+        total = last + sum(queries)
+        return {
+            "queries": F.pad(torch.stack(queries) / total, (1, 0)),
+            "class token": F.pad(last[None] / total, (n_layers, 0)),
+        }

@@ -169,6 +169,10 @@ class UniPT(ParallelCLIP):
                 nn.init.zeros_(network.up.weight)
                 nn.init.zeros_(network.up.bias)
 
+    def layer_attention(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """How much each image state weighs: alpha, (B, L + 1)."""
+        return {"states": self.image.layers(self.features(x))[1]}
+
     def make_optimizer(self, parameters):
         """AdamW that lets biases be, as the released code does."""
         optimizer = super().make_optimizer([p for p in parameters if p.ndim > 1])
@@ -200,7 +204,8 @@ class SHERLNetwork(ParallelNetwork):
         self.weigh = nn.Linear(m, 1)
         self.out = nn.Linear(m, joint)
 
-    def forward(self, read: Read) -> torch.Tensor:
+    def layers(self, read: Read) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """g (B, m), s_i of every state (B, L + 1, m), and a (B, L + 1)."""
         g = self.anchor(F.relu(read.e))
         pooled = []
         for down, pool, x in zip(self.down, self.pool, read.states, strict=True):
@@ -209,7 +214,10 @@ class SHERLNetwork(ParallelNetwork):
             weights = scores / (scores.sum(1, keepdim=True) + 1e-6)
             pooled.append(gather(f, weights, read.at))
         s = torch.stack(pooled, 1)  # (B, L + 1, m)
-        a = weigh_layers(s, g, self.weigh, 1e-6)
+        return g, s, weigh_layers(s, g, self.weigh, 1e-6)
+
+    def forward(self, read: Read) -> torch.Tensor:
+        g, s, a = self.layers(read)
         return read.e + self.out(F.relu(torch.einsum("bl,blm->bm", a, s) + g))
 
 
@@ -280,11 +288,28 @@ class SHERL(ParallelCLIP):
         token = run_block(self.blocks[-1], self.merge(read))[:, 0]
         return self.compare(self.backbone.image_embedding(token), self.text_embeddings)
 
+    def layer_attention(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """How much each image state weighs: a, (B, L + 1).
+
+        In the late form the class token's, of the states that are merged.
+        """
+        read = self.features(x)
+        if not self.is_late:
+            return {"states": self.image.layers(read)[2]}
+        a = self.shallow(read)[2][:, 0]  # (B, L - 1)
+        return {"states": F.pad(a, (0, 2))}
+
+    def shallow(
+        self, states: list[torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The guide (B, N, m), what it asks (B, N, L - 1, m) and a (B, N, L - 1)."""
+        *f, guide = (down(x) for down, x in zip(self.down, states, strict=True))
+        shallow = torch.stack(f, 2)
+        return guide, shallow, weigh_layers(shallow, guide, self.weigh, 1e-8)
+
     def merge(self, states: list[torch.Tensor]) -> torch.Tensor:
         """What the last block reads in the late form, (B, N, D)."""
-        *f, guide = (down(x) for down, x in zip(self.down, states, strict=True))
-        shallow = torch.stack(f, 2)  # (B, N, L - 1, m)
-        a = weigh_layers(shallow, guide, self.weigh, 1e-8)
+        guide, shallow, a = self.shallow(states)
         merged = torch.einsum("bnl,bnlm->bnm", a, shallow) + guide
         out = self.out(F.relu(merged))
         out = F.dropout(out, self.hparams["sherl_dropout"], self.training)
@@ -340,6 +365,19 @@ class LST(TokenCLIP):
         for own, full in zip(thin.parameters(), block.parameters(), strict=True):
             own.data.copy_(full[(slice(None, None, k),) * full.ndim])
         return thin
+
+    def layers_used(self) -> dict[str, torch.Tensor]:
+        """Each state's share of the mixes, as if the ladder's blocks changed nothing.
+
+        x_l enters with 1 - mu_l and keeps what the later mu leave of it.
+        """
+        share = torch.sigmoid(self.mix.detach().double() / 0.1)
+        used = share.new_zeros(len(self.blocks) + 1)
+        used[0] = 1
+        for i, mu in zip(self.layers, share, strict=True):
+            used *= mu
+            used[i + 1] = 1 - mu
+        return {"states": used}
 
     def features(self, x):
         states = self.backbone.image_states(self.images(x))

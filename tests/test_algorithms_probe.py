@@ -175,6 +175,41 @@ def test_the_features_of_largest_weight_are_kept_in_order():
     assert head2toe.kept_of_taps()[:2] == [1, 2]  # x_0 has 128, ln_1 the next 128
 
 
+def test_the_kept_features_are_counted_by_layer_and_tap():
+    head2toe = make("Head2Toe", h2t_frac=0.001)
+    with torch.no_grad():
+        head2toe.kept.copy_(torch.tensor([5, 130, 400, 128 * 8, 7300, 7500, 7551]))
+    used = head2toe.layers_used()
+    found = {
+        (name, layer): round(7 * share)
+        for name, shares in used.items()
+        for layer, share in enumerate(shares.tolist())
+        if share
+    }
+    expected = {("x_0", 0): 1, ("ln_1", 1): 1, ("hidden", 1): 1, ("ln_1", 2): 1}
+    expected |= {("class token", 8): 1, ("embedding", 8): 2}
+    assert found == expected
+    assert {len(shares) for shares in used.values()} == {9}
+
+
+@pytest.mark.parametrize("name", ["Head2Toe", "VQT"])
+def test_the_shares_of_layers_sum_to_one(name):
+    used = make(name).layers_used()
+    assert sum(used.values()).sum().item() == pytest.approx(1)
+    assert all((shares >= 0).all() for shares in used.values())
+
+
+def test_vqts_shares_are_of_its_weights_norms():
+    vqt = make("VQT", vqt_T=2)
+    with torch.no_grad():
+        vqt.classifier.weight.zero_()
+        vqt.classifier.weight[0, 0] = 3  # the class token
+        vqt.classifier.weight[1, 128 + 256 * 4] = 1  # block 5's first query
+    used = vqt.layers_used()
+    assert used["class token"].tolist() == [0] * 8 + [0.75]
+    assert used["queries"].tolist() == [0] * 5 + [0.25] + [0] * 3
+
+
 def test_every_tap_that_is_kept_is_a_unit_vector_or_zero():
     head2toe = make("Head2Toe", h2t_frac=0.01)
     head2toe.select()

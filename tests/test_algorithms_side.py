@@ -233,6 +233,29 @@ def test_unipts_weights():
     assert alpha.shape == (3, 9)
 
 
+@pytest.mark.parametrize("form", ["late", "output"])
+@torch.no_grad()
+def test_sherl_says_what_it_weighs_each_state_with(form):
+    sherl = set_all(make("SHERL", sherl_form=form))
+    weights = sherl.layer_attention(images(sherl))["states"]
+    assert weights.shape == (3, 9)
+    assert (weights >= 0).all()
+    late = torch.tensor([True] * 7 + [False] * 2)
+    torch.testing.assert_close(weights.sum(1), torch.ones(3), **CLOSE)
+    assert form == "output" or not weights[:, ~late].any()
+
+
+@torch.no_grad()
+def test_the_ladders_shares_are_what_its_gates_leave():
+    lst = make("LST", lst_drop=[6, 7])
+    torch.testing.assert_close(
+        lst.layers_used()["states"],
+        torch.tensor([1 / 64, *(2.0**i / 64 for i in range(6)), 0, 0]).double(),
+    )
+    lst.mix[5] = -99  # closed to all before it
+    assert lst.layers_used()["states"].tolist() == [0] * 6 + [1, 0, 0]
+
+
 @torch.no_grad()
 def test_unipt_starts_at_zero_shot_if_asked():
     unipt = make("UniPT", unipt_zero_init=True)

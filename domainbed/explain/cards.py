@@ -1,4 +1,4 @@
-"""Cards: an image, what each column answers, and the layers that LFA listens to.
+"""Cards: an image, what each column answers, and the layers that the run listens to.
 
 The columns are, from left to right, the other run or zero-shot CLIP, LFA's last layers
 alone, and the run. explain_model brings images and models, explain_figures draws.
@@ -40,8 +40,9 @@ class Card(NamedTuple):
     """All that is shown of one image.
 
     `answers` has each column's title and class probabilities (C,), the run's last.
-    `attention` is LFA.layer_attention of this image: image (L,), self (C, L),
-    cross (C, L); empty for other methods. `truth` is None where it is not known.
+    `attention` is LFA.layer_attention of this image, image (L,), self (C, L) and cross
+    (C, L), or what another method weighs the states x_0 to x_L with, states (L + 1,);
+    empty for methods without weights. `truth` is None where it is not known.
     """
 
     name: str
@@ -81,7 +82,7 @@ def make_columns(run: Model, versus: Model | None) -> list[Column]:
     other = versus or zero_shot(run)
     title = run.name
     columns = []
-    if hasattr(run.algorithm, "layer_attention"):
+    if hasattr(run.algorithm, "last_layer_logits"):
         title = f"{run.name}, all layers"
         columns = [Column(f"{run.name}, last layer alone", run, last_layer_of(run))]
     columns.append(Column(title, run, run.algorithm.predict))
@@ -180,13 +181,33 @@ def make_card(
 ) -> Card:
     """The card of a picture; `take` says which x (1, ...) a model takes of it."""
     answers = [(c.title, c.probabilities(take(c.model))[0]) for c in columns]
-    run, attention = columns[-1].model, {}
-    if hasattr(run.algorithm, "layer_attention"):
-        weights = run.algorithm.layer_attention(take(run))
-        weights |= {key: weights[key][0] for key in ("image", "cross")}
-        attention = {key: value.cpu().numpy() for key, value in weights.items()}
+    run = columns[-1].model
+    attention = layer_weights(run, take(run))
     names = [printable(each) for each in run.class_names]
     return Card(printable(name), picture, truth, names, answers, attention)
+
+
+def layer_weights(run: Model, x: torch.Tensor) -> dict[str, np.ndarray]:
+    """A card's `attention` for the item x (1, ...)."""
+    if hasattr(run.algorithm, "layers_used"):
+        return {"states": sum(run.algorithm.layers_used().values()).cpu().numpy()}
+    if not hasattr(run.algorithm, "layer_attention"):
+        return {}
+    weights = run.algorithm.layer_attention(x)
+    weights |= {key: weights[key][0] for key in weights.keys() - {"self"}}
+    return {key: value.cpu().numpy() for key, value in weights.items()}
+
+
+def layers_in_words(drawn: list[Card], name: str) -> str:
+    """Which image layers weigh most, over the cards; "" of a method without weights."""
+    for key, first in (("image", 1), ("states", 0)):
+        rows = [card.attention[key] for card in drawn if key in card.attention]
+        if rows:
+            mean = np.mean(rows, 0)
+            most = np.argsort(-mean, kind="stable")[:3]
+            layers = ", ".join(f"{i + first} ({100 * mean[i]:.0f} %)" for i in most)
+            return f"{name} uses these image layers most: {layers}."
+    return ""
 
 
 def printable(text: str) -> str:

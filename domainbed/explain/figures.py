@@ -42,6 +42,7 @@ TITLES = {
     "image": "Attention, image layers",
     "self": "Attention, text layers: self",
     "cross": "Attention, text layers: cross",
+    "states": "Layers used, 0: before the first",
 }
 
 
@@ -87,31 +88,35 @@ def answer_title(card: Card, title: str, probabilities: np.ndarray) -> str:
 
 def attention_series(card: Card) -> dict[str, list[tuple[str, np.ndarray]]]:
     """What each chart shows: (colour, weights (L,)) of the image or of classes."""
-    if not card.attention:
-        return {}
+    of_image = {
+        key: [(OTHER, card.attention[key])]
+        for key in ("image", "states")
+        if key in card.attention
+    }
     labels = [card.predicted]
     if card.truth not in (None, card.predicted):
         labels.append(card.truth)
     of_classes = {
         key: [(colour(card, label), card.attention[key][label]) for label in labels]
         for key in ("self", "cross")
+        if key in card.attention
     }
-    return {"image": [(OTHER, card.attention["image"])]} | of_classes
+    return of_image | of_classes
 
 
 def draw_attention(ax: Axes, card: Card, key: str) -> None:
     """Weights of the layers as bars side by side; dashed, what all alike would be."""
     every = attention_series(card)
     series = every[key]
-    n = len(series[0][1])
+    n, first = len(series[0][1]), int(key != "states")
     width = 0.76 / len(series)
     for i, (name, weights) in enumerate(series):
-        x = np.arange(1, n + 1) + (i - (len(series) - 1) / 2) * width
+        x = np.arange(first, first + n) + (i - (len(series) - 1) / 2) * width
         ax.bar(x, weights, width * 0.92, color=LIGHT[name])
     ax.axhline(1 / n, color=LIGHT["muted"], lw=0.9, ls=(0, (4, 3)))
     most = max(weights.max() for own in every.values() for _, weights in own)
-    ax.set(xlim=(0.4, n + 0.6), ylim=(0, 1.06 * most))
-    ax.set_xticks(range(1, n + 1, -(-n // 12)))
+    ax.set(xlim=(first - 0.6, first + n - 0.4), ylim=(0, 1.06 * most))
+    ax.set_xticks(range(first, first + n, -(-n // 12)))
     ax.yaxis.set_major_locator(MaxNLocator(3))
     ax.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
     ax.grid(False, axis="x")

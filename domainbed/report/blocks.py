@@ -23,6 +23,7 @@ from domainbed.tables.ties import ties
 MOST_CLASSES = 24  # rows of a picture
 MOST_HPARAMS = 6  # columns of a picture
 BRANCHES = {"image": "image", "self": "text self", "cross": "text cross"}
+BRANCHES["states"] = "image, 0: before the first layer"
 ATTENTION = {
     "domains": (
         "the images of a domain that the run did not train on. Where the rows differ, "
@@ -31,6 +32,10 @@ ATTENTION = {
     "classes": (
         "the images of a class in all domains. Text self is asked by the class's own "
         "text, text cross by the image"
+    ),
+    "used": (
+        "the chosen runs, the same for all images: a row for each part of what the "
+        "method reads, and all tiles together are 100 %"
     ),
 }
 
@@ -261,12 +266,15 @@ def attention_picture(algorithm: str, kind: str, weights: data.Weights) -> Pictu
     panels = {title: rows for title, rows in panels.items() if rows}
     rows = [
         {kind: name, "branch": BRANCHES[branch]}
-        | {str(i): f"{100 * weight:.1f}" for i, weight in enumerate(layers, start=1)}
+        | {
+            str(i): f"{100 * weight:.1f}"
+            for i, weight in enumerate(layers, start=branch != "states")
+        }
         for name, own in weights.items()
         for branch, layers in own.items()
     ]
     return Picture(
         f"{algorithm}, mean over {ATTENTION[kind]}.{note}",
-        figures.layers(panels, [*shown]),
+        figures.layers(panels, [*shown], from_zero=BRANCHES["states"] in panels),
         table(pd.DataFrame(rows)),
     )

@@ -18,7 +18,8 @@ from domainbed.report.coverage import read_json
 from domainbed.report.parts import environment_name
 from domainbed.tables import frames
 
-Weights = dict[str, dict[str, np.ndarray]]  # name -> {image, self, cross: (L,)}
+BRANCHES = ("image", "self", "cross", "states")
+Weights = dict[str, dict[str, np.ndarray]]  # name -> {branch: (L,) or (L + 1,)}
 CELL = ["dataset", "algorithm", "test_env", "trial_seed"]  # where one draw is chosen
 
 
@@ -189,9 +190,9 @@ def rank_correlations(rows: pd.DataFrame) -> pd.Series:
 def attention(
     runs: pd.DataFrame, chosen: pd.DataFrame, names: list[str]
 ) -> dict[str, dict[str, Weights]]:
-    """algorithm -> {"domains": weights, "classes": weights}, means over chosen runs.
+    """algorithm -> {"domains", "classes" or "used": weights}, means over chosen runs.
 
-    A domain's weights are of the runs that did not train on it, a class's of all.
+    A domain's weights are of the runs that did not train on it, all others of all.
     """
     of_one = runs[runs["test_envs"].map(len) == 1]
     of_one = of_one.assign(test_env=of_one["test_envs"].map(lambda envs: envs[0]))
@@ -204,6 +205,7 @@ def attention(
         parts = {
             "domains": {unseen: domains[unseen]} if unseen in domains else {},
             "classes": summary.get("classes", {}),
+            "used": summary.get("used", {}),
         }
         for kind, own in parts.items():
             lists = found.setdefault(run.algorithm, {}).setdefault(kind, {})
@@ -223,7 +225,7 @@ def read_attention(folder: Path) -> dict[str, Weights]:
     try:
         return {
             kind: {
-                name: {branch: shares(row) for branch, row in own.items()}
+                name: {branch: shares(row, kind) for branch, row in own.items()}
                 for name, own in weights.items()
             }
             for kind, weights in read_json(folder / "layer_attention.json").items()
@@ -232,18 +234,22 @@ def read_attention(folder: Path) -> dict[str, Weights]:
         return {}
 
 
-def shares(row: list[float]) -> np.ndarray:
-    """The weights of the layers, (L,); ValueError unless they are parts of 1."""
+def shares(row: list[float], kind: str) -> np.ndarray:
+    """The weights of the layers, (L,); ValueError unless they are parts of 1.
+
+    Of the kind `used` a row may have nothing: all rows together are 1.
+    """
     weights = np.array([*map(float, row)])
-    if not (weights >= 0).all() or abs(weights.sum() - 1) > 0.01:
-        raise ValueError(f"weights sum to {weights.sum()}")
+    total = weights.sum()
+    if not (weights >= 0).all() or total > 1.01 or not (total or kind == "used"):
+        raise ValueError(f"weights sum to {total}")
     return weights
 
 
 def mean_weights(runs: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """{branch: (L,)}, over the runs that have as many layers as the first."""
     means = {}
-    for branch in ("image", "self", "cross"):
+    for branch in BRANCHES:
         rows = [weights[branch] for weights in runs if branch in weights]
         if rows:
             means[branch] = np.mean([r for r in rows if len(r) == len(rows[0])], axis=0)
@@ -253,8 +259,10 @@ def mean_weights(runs: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 def most_unusual(weights: Weights, n: int) -> Weights:
     """The n names whose weights are farthest from the mean of all, in their order."""
     away = dict.fromkeys(weights, 0.0)
-    for branch in ("image", "self", "cross"):
+    for branch in BRANCHES:
         own = {name: w[branch] for name, w in weights.items() if branch in w}
+        if not own:
+            continue
         mean = np.mean([*own.values()], axis=0)
         for name, layers in own.items():
             away[name] += float(np.abs(layers - mean).sum())

@@ -234,7 +234,9 @@ def draw_gains(ax: Axes, every: pd.Series, points: pd.DataFrame) -> None:
 
 
 @drawn
-def layers(panels: dict[str, dict[str, np.ndarray]], names: list[str]) -> Figure:
+def layers(
+    panels: dict[str, dict[str, np.ndarray]], names: list[str], from_zero: bool
+) -> Figure:
     """Side by side, for each title: a row per name with a tile for each layer."""
     left, gap = left_of(names), 22
     sizes = [len(next(iter(rows.values()))) for rows in panels.values()]
@@ -247,7 +249,7 @@ def layers(panels: dict[str, dict[str, np.ndarray]], names: list[str]) -> Figure
         ax = axes(figure, x, 44, tile * n, height)
         nothing = np.full(n, np.nan)
         values = 100 * np.array([rows.get(name, nothing) for name in names])
-        numbers = [str(layer) for layer in range(1, n + 1)]
+        numbers = [str(layer + (not from_zero)) for layer in range(n)]
         tiles(ax, values, values / np.nanmax(values), names, numbers, "{:.0f}")
         ax.set_title(title, pad=22)
         ax.tick_params(labelleft=x == left)

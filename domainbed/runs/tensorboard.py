@@ -134,7 +134,8 @@ def attention_images(
     """
     images = {}
     for weights, of in ATTENTIONS.items():
-        rows = {n: own[weights] for n, own in attention.get(of, {}).items() if own}
+        named = attention.get(of, {}).items()
+        rows = {name: own[weights] for name, own in named if weights in own}
         if rows:
             matrix = np.array([*rows.values()])  # (rows, L)
             grey = np.uint8(255 * matrix / max(matrix.max(), math.ulp(1)))

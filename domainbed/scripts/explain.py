@@ -1,7 +1,8 @@
 """Show how a trained model answers single images: cards as PNG files and a page.
 
 A card has the image, the class probabilities of the other run (or of zero-shot CLIP),
-of LFA's last layers alone and of the run, and LFA's attention over layers.
+of LFA's last layers alone and of the run, and how much the run listens to each layer,
+where its method has weights over layers.
 """
 
 import argparse
@@ -74,6 +75,9 @@ def make_cards(args: argparse.Namespace) -> None:
         drawn = [cards.card_of_item(*item, columns) for item in items]
     if not drawn:
         return
+    if layers := cards.layers_in_words(drawn, run.name):
+        facts = f"{facts} {layers}".strip()
+        print(layers)
     title = f"{run.name} on {run.args['dataset']}, image by image"
     files = {
         figures.file_name(number, card): figures.as_png(card)

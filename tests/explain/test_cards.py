@@ -118,6 +118,26 @@ def test_answers_to_a_file_are_the_runs_own_predictions(folder, lfa, probe):
     np.testing.assert_allclose(answers[1], alone, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["VQT", "UniPT"])
+def test_the_layers_that_a_method_weighs_are_drawn_and_named(folder, name, capsys):
+    run = run_of(folder, name, algorithm=name)
+    path = folder / "data" / "c" / "dog" / "2.png"
+    card = cards.card_of_file(path, columns_of(run))
+    titles, _ = zip(*card.answers, strict=True)
+    assert titles == ("ZeroShotCLIP", name)
+    shares = card.attention["states"]
+    assert shares.shape == (9,)
+    assert shares.sum() == pytest.approx(1, abs=1e-5)
+    assert [*figures.attention_series(card)] == ["states"]
+    main(["--run", str(run), "--image", str(path)])
+    most = int(shares.argmax())
+    words = (
+        f"{name} uses these image layers most: {most} ({100 * shares[most]:.0f} %), "
+    )
+    assert words in capsys.readouterr().out
+    assert words in (run / "explain" / "explain.html").read_text()
+
+
 def test_without_another_run_it_is_compared_with_clip_itself(folder, probe):
     path = folder / "data" / "c" / "dog" / "2.png"
     card = cards.card_of_file(path, columns_of(probe))

@@ -261,6 +261,19 @@ def test_layer_attention_is_of_unseen_domains_and_of_all_classes(tmp_path):
     assert "<dog>" not in page.html
 
 
+def test_layers_that_all_images_use_are_shown_by_part(tmp_path):
+    for env in (0, 1):
+        folder = write_run(tmp_path / "s", [(0.5, 0.5)], algorithm="Head2Toe", env=env)
+        used = {
+            "x_0": {"states": [0.5 * env, 0]},
+            "mlp": {"states": [0, 1 - 0.5 * env]},
+        }
+        (folder / "layer_attention.json").write_text(json.dumps({"used": used}))
+    rows = make(tmp_path / "s").table("used", "branch")
+    found = {row["used"]: (row["0"], row["1"]) for row in rows}
+    assert found == {"x_0": ("25.0", "0.0"), "mlp": ("0.0", "75.0")}
+
+
 @pytest.mark.parametrize(
     "content",
     [

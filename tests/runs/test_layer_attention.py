@@ -69,3 +69,22 @@ def test_without_validation_images_it_looks_at_the_others(data, monkeypatch):
 
 def test_a_method_without_layer_attention_has_no_summary(data):
     assert layer_attention.summarise(make_run(data, algorithm="ZeroShotCLIP")) is None
+
+
+def test_states_are_weighed_by_domain_and_class(data, monkeypatch):
+    monkeypatch.setattr(layer_attention, "MOST_IMAGES", 2)
+    summary = layer_attention.summarise(make_run(data, algorithm="UniPT"))
+    for own in summary["environments"].values():
+        assert own.keys() == {"states"}
+        assert sum(own["states"]) == pytest.approx(1, abs=1e-3)
+    assert {} in summary["classes"].values()  # not seen
+
+
+def test_what_all_images_use_needs_none_of_them(data, monkeypatch):
+    monkeypatch.setattr(layer_attention, "FastDataLoader", None)
+    summary = layer_attention.summarise(make_run(data, algorithm="VQT"))
+    parts = summary["used"]
+    assert parts.keys() == {"queries", "class token"}
+    assert sum(sum(own["states"]) for own in parts.values()) == pytest.approx(
+        1, abs=1e-3
+    )
