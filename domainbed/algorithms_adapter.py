@@ -18,7 +18,7 @@ from torch import nn
 from domainbed.algorithms import register
 from domainbed.algorithms_lfa import CLIPAlgorithm, unit
 from domainbed.backbones import VisionTransformer, attend
-from domainbed.lib.errors import InputError, UnknownNameError
+from domainbed.lib.errors import UnknownNameError, check_hparam
 
 HEADS = ("text", "linear")
 
@@ -37,6 +37,11 @@ class TowerCLIP(CLIPAlgorithm):
         rows = super().hparam_rows(dataset)
         del rows["feature_dtype"], rows["momentum"]
         return rows
+
+    @classmethod
+    def few_shot_rows(cls, dataset, shots):
+        rows = super().few_shot_rows(dataset, shots)
+        return {name: rows[name] for name in ("batch_size", "epochs")}
 
     def make_optimizer(self, parameters):
         return torch.optim.AdamW(
@@ -65,13 +70,6 @@ class TowerCLIP(CLIPAlgorithm):
         """CLIP's answer (B, C): scaled cosines of embeddings (B, E) and (C, E)."""
         return self.backbone.scale * unit(e) @ unit(t).T
 
-    def check_range(self, name: str, low: float, high: float | None = None) -> None:
-        """InputError if that hyperparameter is below `low` or above `high`."""
-        value = self.hparams[name]
-        if value < low or (high is not None and value > high):
-            allowed = f"at least {low}" if high is None else f"from {low} to {high}"
-            raise InputError(f"hyperparameter {name} is {value}; it must be {allowed}.")
-
 
 class TokenCLIP(TowerCLIP):
     """Another last class token, (B, D) in `features`, and CLIP's answer to it.
@@ -88,6 +86,7 @@ class TokenCLIP(TowerCLIP):
         if (head := self.hparams["head"]) not in HEADS:
             raise UnknownNameError("value of the hyperparameter head:", head, HEADS)
         if head == "linear":
+            self.FIXED_CLASSES = True
             self.classifier = nn.Linear(self.width, self.num_classes)
             nn.init.zeros_(self.classifier.weight)
             nn.init.zeros_(self.classifier.bias)
@@ -146,8 +145,8 @@ class ARC_att(AdapterCLIP):
 
     def build(self):
         super().build()
-        self.check_range("arc_dim", 1)
-        self.check_range("arc_dropout", 0, 1)
+        check_hparam(self.hparams, "arc_dim", 1)
+        check_hparam(self.hparams, "arc_dropout", 0, 1)
         n_layers, width, r = len(self.blocks), self.width, self.hparams["arc_dim"]
         for at in self.POSITIONS:
             basis = nn.init.xavier_uniform_(torch.empty(width, r))
@@ -243,9 +242,9 @@ class MAM(AdapterCLIP):
 
     def build(self):
         super().build()
-        self.check_range("mam_l", 0)
-        self.check_range("mam_r", 1)
-        self.check_range("mam_dropout", 0, 1)
+        check_hparam(self.hparams, "mam_l", 0)
+        check_hparam(self.hparams, "mam_r", 1)
+        check_hparam(self.hparams, "mam_dropout", 0, 1)
         n_layers, width, r = len(self.blocks), self.width, self.hparams["mam_r"]
         shape = (n_layers, self.hparams["mam_l"], width)
         self.prefix_key = nn.Parameter(0.02 * torch.randn(shape))

@@ -33,6 +33,13 @@ class ClassifierCLIP(CLIPAlgorithm):
         width = self.backbone.image_projection.shape[1]
         self.classifier = nn.Linear(width, self.num_classes)
 
+    @torch.no_grad()
+    def start_at_texts(self) -> None:
+        """Let the classifier answer unit embeddings as zero-shot CLIP does."""
+        text = unit(self.text_features[:, -1] @ self.backbone.text_projection)  # (C, E)
+        self.classifier.weight.copy_(self.backbone.scale * text)
+        self.classifier.bias.zero_()
+
     def make_optimizer(self, parameters):
         decay = self.hparams["weight_decay"]
         return torch.optim.Adam(parameters, self.hparams["lr"], weight_decay=decay)
@@ -78,20 +85,15 @@ class TrainedTower(ClassifierCLIP):
 
 @register
 class FineTuneCLIP(TrainedTower):
-    """ERM on the whole image tower; starts at zero-shot CLIP's answers.
-
-    The classifier's weights start at the scaled text embeddings and read unit image
-    embeddings.
+    """ERM on the whole image tower; its classifier of unit embeddings starts at the
+    texts, so that it starts at zero-shot CLIP's answers.
     """
 
     ALIASES = ("FINETUNING",)
 
     def build(self):
         super().build()
-        text = unit(self.text_features[:, -1] @ self.backbone.text_projection)  # (C, E)
-        with torch.no_grad():
-            self.classifier.weight.copy_(self.backbone.scale * text)
-            self.classifier.bias.zero_()
+        self.start_at_texts()
 
     def logits(self, e):
         return super().logits(unit(e))

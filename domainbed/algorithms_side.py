@@ -21,21 +21,9 @@ from torch import nn
 from domainbed.algorithms import register
 from domainbed.algorithms_adapter import TokenCLIP, TowerCLIP
 from domainbed.backbones import run_block
-from domainbed.lib.errors import InputError, UnknownNameError
+from domainbed.lib.errors import InputError, UnknownNameError, check_hparam, divided
 
 FORMS = ("late", "output")
-
-
-def reduced(width: int, name: str, k: int) -> int:
-    """width / k, with k the value of hyperparameter `name`; InputError if none."""
-    if k < 1 or width % k:
-        divisors = (n for n in range(1, width + 1) if width % n == 0)
-        nearest = min(divisors, key=lambda n: abs(n - k))
-        raise InputError(
-            f"hyperparameter {name} is {k}; it must divide {width}, and the nearest "
-            f"number that does is {nearest}."
-        )
-    return width // k
 
 
 class Read(NamedTuple):
@@ -72,7 +60,7 @@ class ParallelCLIP(TowerCLIP):
     ) -> list[nn.Module]:
         """The network of each tower, of width E / k."""
         joint = self.backbone.image_projection.shape[1]
-        m = reduced(joint, reduction, self.hparams[reduction])
+        m = divided(joint, self.hparams, reduction)
         self.image = network(len(self.blocks) + 1, self.width, joint, m)
         if not self.reads_text:
             return [self.image]
@@ -255,7 +243,7 @@ class SHERL(ParallelCLIP):
         if (form := self.hparams["sherl_form"]) not in FORMS:
             name = "value of the hyperparameter sherl_form:"
             raise UnknownNameError(name, form, FORMS)
-        self.check_range("sherl_dropout", 0, 1)
+        check_hparam(self.hparams, "sherl_dropout", 0, 1)
         if not self.is_late:
             self.build_networks(SHERLNetwork, "sherl_reduction")
             return
@@ -265,7 +253,7 @@ class SHERL(ParallelCLIP):
                 "SHERL's late form merges what comes before the last block; the tower "
                 "of clip_backbone has 1 block and needs at least 2."
             )
-        m = reduced(width, "sherl_reduction", self.hparams["sherl_reduction"])
+        m = divided(width, self.hparams, "sherl_reduction")
         self.down = nn.ModuleList(
             nn.Sequential(nn.Linear(width, m), nn.LayerNorm(m)) for _ in range(n_layers)
         )
@@ -340,7 +328,7 @@ class LST(TokenCLIP):
         super().build()
         width, k = self.width, self.hparams["lst_reduction"]
         n_heads, n_layers = self.blocks[0].attn.num_heads, len(self.blocks)
-        d = n_heads * reduced(width // n_heads, "lst_reduction", k)
+        d = n_heads * divided(width // n_heads, self.hparams, "lst_reduction")
         dropped = self.hparams["lst_drop"]
         if wrong := [i for i in dropped if i not in range(n_layers)]:
             raise InputError(

@@ -50,6 +50,29 @@ def check_at_least(args: argparse.Namespace, **bounds: int) -> None:
             raise InputError(f"--{name} is {value}; it must be at least {bound}.")
 
 
+def check_hparam(
+    hparams: dict[str, Any], name: str, low: float, high: float | None = None
+) -> None:
+    """InputError if that hyperparameter is below `low` or above `high`."""
+    value = hparams[name]
+    if not low <= value <= (value if high is None else high):
+        allowed = f"at least {low}" if high is None else f"from {low} to {high}"
+        raise InputError(f"hyperparameter {name} is {value}; it must be {allowed}.")
+
+
+def divided(width: int, hparams: dict[str, Any], name: str) -> int:
+    """width / that hyperparameter; InputError unless it divides the width."""
+    value = hparams[name]
+    if value < 1 or width % value:
+        divisors = (n for n in range(1, width + 1) if width % n == 0)
+        nearest = min(divisors, key=lambda n: abs(n - value))
+        raise InputError(
+            f"hyperparameter {name} is {value}; it must divide {width}, and the "
+            f"nearest number that does is {nearest}."
+        )
+    return width // value
+
+
 def exits_on_input_error(function: Callable[..., None]) -> Callable[..., None]:
     """The function, but an InputError becomes its sentence and exit status 2.
 
