@@ -17,7 +17,12 @@ from PIL import Image
 from torch.utils.data import Dataset, TensorDataset
 from torchvision import transforms
 from torchvision.datasets import MNIST, ImageFolder
-from torchvision.transforms.functional import InterpolationMode, rotate
+from torchvision.transforms.functional import (
+    InterpolationMode,
+    rotate,
+    to_pil_image,
+    to_tensor,
+)
 
 from domainbed.backbones import IMAGENET_MEAN, IMAGENET_STD, clip_transform
 from domainbed.lib.errors import InputError
@@ -195,9 +200,12 @@ class RotatedMNIST(MNISTEnvironments):
     num_classes = 10
 
     def environment(self, images, labels, i):
-        angle = float(self.ENVIRONMENTS[i])
-        turned = rotate(images[:, None], angle, InterpolationMode.BILINEAR)
-        return TensorDataset(turned / 255, labels)
+        # Of pictures, not tensors: Pillow rounds to whole grey levels, as upstream.
+        angle, bilinear = float(self.ENVIRONMENTS[i]), InterpolationMode.BILINEAR
+        turned = (rotate(to_pil_image(image), angle, bilinear) for image in images)
+        return TensorDataset(
+            torch.stack([to_tensor(image) for image in turned]), labels
+        )
 
 
 def read_image(path: str) -> Image.Image:
@@ -229,6 +237,18 @@ def subfolders(folder: Path) -> list[str]:
     )
 
 
+RESIZE = transforms.Resize((224, 224))
+CROP = transforms.RandomResizedCrop(224, scale=(0.7, 1.0))
+CHANGE = (
+    transforms.RandomHorizontalFlip(),
+    transforms.ColorJitter(0.3, 0.3, 0.3, 0.3),
+    transforms.RandomGrayscale(),
+)
+NORMALIZE = (transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD))
+EVALUATE = transforms.Compose([RESIZE, *NORMALIZE])
+AUGMENT = transforms.Compose([CROP, *CHANGE, *NORMALIZE])
+
+
 class ImageDataset(MultipleDomainDataset):
     """Environments of images, each with a `transform` that this class sets.
 
@@ -237,6 +257,7 @@ class ImageDataset(MultipleDomainDataset):
     """
 
     INPUT_SHAPE = (3, 224, 224)
+    AUGMENT = AUGMENT
 
     def set_environments(
         self,
@@ -247,7 +268,7 @@ class ImageDataset(MultipleDomainDataset):
         """Take the environments; those that train are augmented if hparams say so."""
         self.datasets, self.input_shape = environments, self.INPUT_SHAPE
         self.evaluate = EVALUATE
-        train = AUGMENT if hparams["data_augmentation"] else EVALUATE
+        train = self.AUGMENT if hparams["data_augmentation"] else EVALUATE
         if hparams.get("clip_transform"):  # only CLIP algorithms declare it
             train = self.evaluate = clip_transform(hparams["clip_backbone"])
             size = next(
@@ -341,18 +362,6 @@ def image_folder(folder: Path) -> type[MultipleEnvironmentImageFolder]:
 
 
 MADE[ANY_FOLDER] = image_folder
-
-NORMALIZE = [transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
-EVALUATE = transforms.Compose([transforms.Resize((224, 224)), *NORMALIZE])
-AUGMENT = transforms.Compose(
-    [
-        transforms.RandomResizedCrop(224, scale=(0.7, 1.0)),
-        transforms.RandomHorizontalFlip(),
-        transforms.ColorJitter(0.3, 0.3, 0.3, 0.3),
-        transforms.RandomGrayscale(),
-        *NORMALIZE,
-    ]
-)
 
 
 @register

@@ -1,14 +1,25 @@
 """Upstream's other datasets: two of WILDS, six of Spawrious."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
+from torchvision.transforms import Compose
 
-from domainbed.datasets import ImageDataset, read_image, register, subfolders
+from domainbed.datasets import (
+    CHANGE,
+    CROP,
+    NORMALIZE,
+    RESIZE,
+    ImageDataset,
+    read_image,
+    register,
+    subfolders,
+)
 from domainbed.lib.errors import InputError
 from domainbed.lib.optional import require
 
@@ -27,6 +38,12 @@ class Items(Dataset):
         return self.transform(self.load(self.items[index])), self.targets[index]
 
 
+def wilds_image(data: Any, index: int) -> Image.Image:
+    """The input of that number in a dataset of the package `wilds`, as a picture."""
+    image = data.get_input(index)
+    return image if isinstance(image, Image.Image) else Image.fromarray(image)
+
+
 class WILDSDataset(ImageDataset):
     """An image dataset of WILDS, Koh et al., 2021, https://wilds.stanford.edu.
 
@@ -37,6 +54,7 @@ class WILDSDataset(ImageDataset):
     MODULE: str
     NAME: str
     FIELD: str
+    AUGMENT = Compose([RESIZE, CROP, *CHANGE, *NORMALIZE])
 
     def __init__(self, root, test_envs, hparams):
         source = getattr(require(f"wilds.datasets.{self.MODULE}", "wilds"), self.NAME)
@@ -47,16 +65,12 @@ class WILDSDataset(ImageDataset):
                 f"{type(self).__name__} is not in {root}: {error}"
             ) from error
 
-        def load(index: int) -> Image.Image:
-            image = data.get_input(index)
-            return image if isinstance(image, Image.Image) else Image.fromarray(image)
-
         field = data.metadata_array[:, data.metadata_fields.index(self.FIELD)]
         environments = []
         for value in sorted(set(field.tolist())):
             indices = torch.nonzero(field == value)[:, 0].tolist()
             labels = data.y_array[indices].tolist()
-            environments.append(Items(indices, labels, load))
+            environments.append(Items(indices, labels, partial(wilds_image, data)))
         self.num_classes = data.n_classes
         self.set_environments(environments, test_envs, hparams)
 
@@ -86,12 +100,14 @@ class Spawrious(ImageDataset):
     bulldog, dachshund, labrador, corgi. In O2O both training environments tie a breed
     to one place, in 97 and 87 % of its images, the rest before FILLER; in M2M pairs of
     breeds exchange their two places. The test environment has other places.
+    What trains is augmented without a crop; upstream augments both groups always.
     """
 
     ENVIRONMENTS = ("Test", "SC_group_1", "SC_group_2")
     class_names = ["bulldog", "corgi", "dachshund", "labrador"]
     num_classes = 4
     BREEDS = ("bulldog", "dachshund", "labrador", "corgi")
+    AUGMENT = Compose([RESIZE, *CHANGE, *NORMALIZE])
     TOTAL = 3168  # images of each breed in a training environment
     PLACES: tuple[str, ...]  # of each breed when training
     TEST_PLACES: tuple[str, ...]

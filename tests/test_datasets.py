@@ -1,9 +1,12 @@
+import pickle
 import shutil
+import sys
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers import make_image_folder
@@ -149,12 +152,23 @@ def test_rotated_mnist_turns_each_share(mnist):
     upright, _ = dataset[0][0]
     assert torch.equal(upright[0, :, 5], torch.tensor([1.0] * 14 + [0.2] * 14))
     for i, degrees in enumerate((0, 15, 30, 45, 60, 75)):
-        expected = datasets.rotate(
-            upright, degrees, datasets.InterpolationMode.BILINEAR
-        )
-        torch.testing.assert_close(dataset[i][3][0], expected, atol=1 / 255, rtol=0)
+        picture = datasets.to_pil_image(upright)
+        bilinear = datasets.InterpolationMode.BILINEAR
+        expected = datasets.to_tensor(datasets.rotate(picture, degrees, bilinear))
+        assert torch.equal(dataset[i][3][0], expected)
     labels = [y for environment in dataset for _, y in environment]
     assert sorted(map(int, labels)) == sorted(list(range(10)) * 6)
+
+
+def test_rotated_mnist_turns_pictures_as_upstream_does(mnist):
+    """To PIL, turned, to a tensor: not the tensor itself."""
+    torch.manual_seed(0)
+    digit = torch.randint(256, (28, 28), dtype=torch.uint8)
+    x, _ = datasets.RotatedMNIST.environment(
+        datasets.RotatedMNIST, digit[None], torch.zeros(1), 4
+    )[0]
+    picture = Image.fromarray(digit.numpy()).rotate(60, Image.Resampling.BILINEAR)
+    assert torch.equal(x[0] * 255, torch.tensor(np.array(picture)).float())
 
 
 def test_colored_mnist_ties_the_colour_to_the_label(monkeypatch, mnist):
@@ -208,21 +222,37 @@ def test_spawrious_ties_breeds_to_places(name, tmp_path, monkeypatch):
     assert dataset[1][0][0].shape == (3, 224, 224)
 
 
+@pytest.mark.parametrize(
+    "name, first",
+    [
+        ("PACS", ["RandomResizedCrop"]),
+        ("WILDSCamelyon", ["Resize", "RandomResizedCrop"]),
+        ("SpawriousM2M_easy", ["Resize"]),
+    ],
+)
+def test_each_datasets_augmentation_is_upstreams(name, first):
+    steps = datasets.get_dataset_class(name).AUGMENT.transforms
+    rest = ["RandomHorizontalFlip", "ColorJitter", "RandomGrayscale"]
+    rest += ["ToTensor", "Normalize"]
+    assert [type(step).__name__ for step in steps] == first + rest
+
+
+class Camelyon:
+    """What is used of wilds' Camelyon17Dataset."""
+
+    metadata_fields = ("hospital", "slide", "y")
+    n_classes = 2
+
+    def __init__(self, root_dir, download):
+        hospital = torch.tensor([3, 0, 1, 0, 4, 2])
+        self.y_array = torch.tensor([0, 1, 1, 0, 1, 0])
+        self.metadata_array = torch.stack([hospital, hospital, self.y_array], 1)
+
+    def get_input(self, index):
+        return Image.new("RGB", (96, 96), (40 * index, 0, 0))
+
+
 def test_wilds_environments_are_values_of_its_metadata(monkeypatch, tmp_path):
-    class Camelyon:
-        """What is used of wilds' Camelyon17Dataset."""
-
-        metadata_fields = ("hospital", "slide", "y")
-        n_classes = 2
-
-        def __init__(self, root_dir, download):
-            hospital = torch.tensor([3, 0, 1, 0, 4, 2])
-            self.y_array = torch.tensor([0, 1, 1, 0, 1, 0])
-            self.metadata_array = torch.stack([hospital, hospital, self.y_array], 1)
-
-        def get_input(self, index):
-            return Image.new("RGB", (96, 96), (40 * index, 0, 0))
-
     module = type("module", (), {"Camelyon17Dataset": Camelyon})
     cls = datasets.get_dataset_class("WILDSCamelyon")
     monkeypatch.setattr("domainbed.datasets_more.require", lambda name, extra: module)
@@ -232,6 +262,10 @@ def test_wilds_environments_are_values_of_its_metadata(monkeypatch, tmp_path):
     red = dataset[3][0][0][0].mean()
     black = (0 - datasets.IMAGENET_MEAN[0]) / datasets.IMAGENET_STD[0]
     assert red == pytest.approx(black, abs=1e-4)  # image 0
+    # So worker processes get it however they are started.
+    monkeypatch.setattr(sys.modules[__name__], "Camelyon", Camelyon)
+    again = pickle.loads(pickle.dumps(dataset[3]))
+    assert torch.equal(again[0][0].mean((1, 2)), dataset[3][0][0].mean((1, 2)))
 
 
 def test_wilds_is_imported_only_when_used(tmp_path):
