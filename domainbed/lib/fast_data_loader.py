@@ -118,11 +118,17 @@ def epoch_indices(n: int, batch_size: int | None, seed: int, t: int) -> torch.Te
 
 
 class FastDataLoader:
-    """Every item once, in order."""
+    """Every item once, in order; one that chance has a part in, the same every time."""
 
     def __init__(self, dataset: Dataset, batch_size: int, num_workers: int):
         self.dataset, self.batch_size = dataset, batch_size
-        self.loader = DataLoader(dataset, batch_size, num_workers=num_workers)
+        self.loader = DataLoader(
+            _SeededItems(dataset),
+            batch_size,
+            sampler=[(i, seed_hash("evaluated", i)) for i in range(len(dataset))],
+            num_workers=num_workers,
+            generator=torch.Generator(),
+        )
 
     def __iter__(self) -> Iterator[list[torch.Tensor]]:
         if not hasattr(self.dataset, "gather"):

@@ -62,6 +62,24 @@ def test_weights_decide_what_is_drawn():
     assert drawn.min() > 900  # each is drawn about 1000 times
 
 
+def test_chance_in_an_evaluation_does_not_depend_on_the_workers():
+    class Noise(torch.utils.data.Dataset):
+        def __len__(self):
+            return 10
+
+        def __getitem__(self, index):
+            return torch.rand(2), index
+
+    def read(n_workers):
+        return torch.cat([x for x, _ in FastDataLoader(Noise(), 4, n_workers)])
+
+    torch.manual_seed(0)
+    alone, state = read(0), torch.get_rng_state()
+    assert torch.equal(read(2), alone)
+    assert torch.equal(read(0), alone) and len(alone.unique()) == 20
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_ordered_loader_reads_every_item_once():
     data = TensorDataset(torch.arange(7))
     batches = [x.tolist() for (x,) in FastDataLoader(data, 3, 0)]
