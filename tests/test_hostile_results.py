@@ -185,7 +185,7 @@ def test_a_run_with_a_nan_loss_never_wins(tmp_path):
     text, warnings = printed("--input_dir", folder)
     assert text.count("75.0 +/- 0.0") == 4  # two methods, tables of PACS and averages
     assert "90.0" not in text
-    assert f"1 runs have a NaN loss: {folder / 'run1'}" in warnings
+    assert f"1 runs diverged (their records hold NaN): {folder / 'run1'}" in warnings
     (folder / "run0" / "results.jsonl").unlink()
     text, _ = printed("--input_dir", folder)
     assert "90.0" not in text

@@ -78,15 +78,17 @@ def accuracy(
 ) -> float:
     """The weighted share of items whose highest logit is their label.
 
-    `network.predict(x)` gives logits (B, C); of one column, positive means class 1.
+    `network.predict(x)` gives logits (B, C); of one column, positive means class 1. NaN
+    if one of them is: a network that has diverged says nothing.
     `weights` follow the loader's order, None weighs all alike.
     """
     network.eval()
     correct = total = 0.0
-    seen = 0
+    seen, diverged = 0, torch.zeros((), dtype=torch.bool, device=device)
     with torch.no_grad():
         for x, y in loader:
             logits = network.predict(x.to(device))
+            diverged |= logits.isnan().any()
             guess = logits.argmax(1) if logits.shape[1] > 1 else logits[:, 0] > 0
             right = (guess == y.to(device)).double().cpu()
             if weights is None:
@@ -97,7 +99,7 @@ def accuracy(
             correct += (right * w).sum().item()
             total += w.sum().item()
     network.train()
-    return correct / total if total else float("nan")
+    return correct / total if total and not diverged else float("nan")
 
 
 def with_own_python(environment: Mapping[str, str]) -> dict[str, str]:
@@ -111,9 +113,11 @@ def start_processes_as_usual() -> None:
     """Let this process, made by multiprocessing, start others as any run does.
 
     It would start them as it was started itself: loaders' processes from a forkserver
-    are no children of their run, and outlive it when it is killed.
+    are no children of their run, and outlive it when it is killed. That server is also
+    the default of Python 3.14.
     """
-    multiprocessing.set_start_method(None, force=True)
+    method = "fork" if sys.platform == "linux" else "spawn"
+    multiprocessing.set_start_method(method, force=True)
 
 
 def threads(default: int = 1) -> int:

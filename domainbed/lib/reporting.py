@@ -18,7 +18,7 @@ DEPTH = 20  # of lists and objects in each other; no run writes so many
 BROKEN = "warning: {} broken records left out: {}"
 REPEATED = "warning: {} runs have records of one step twice, the last count: {}"
 COPIED = "{} runs stand in several folders and count once: {}"
-DIVERGED = "warning: {} runs have a NaN loss: {}"
+DIVERGED = "warning: {} runs diverged (their records hold NaN): {}"
 EMPTY = "{} folders hold no records: {}"
 PROBLEMS = (BROKEN, REPEATED, COPIED, DIVERGED, EMPTY)
 ACCURACY = re.compile(r"(?:fd_)?env(.*)_(?:in|out|uda)_acc", re.DOTALL)
@@ -29,7 +29,7 @@ def load_records(path: str | Path, *more: str | Path) -> Q:
 
     What cannot be read is left out, and standard error says how much and where. A run,
     known by those args that change its numbers, counts once: its longest copy; of a
-    step twice in a file, the last. A record with a NaN loss has NaN accuracies: its
+    step twice in a file, the last. A record that holds NaN has NaN accuracies: its
     model's answers are none.
     """
     return Q(record for _, run in load_runs(path, *more) for record in run)
@@ -78,7 +78,7 @@ def read_records(
     keyed = [*zip(_identities(records), records, strict=True)]
     if len({(key, record["step"]) for key, record in keyed}) < len(records):
         problems[REPEATED].append(str(folder))
-    if any(is_nan(record.get("loss")) for record in records):
+    if any(map(has_diverged, records)):
         problems[DIVERGED].append(str(folder))
     return keyed
 
@@ -112,9 +112,14 @@ def parse_record(line: str | bytes) -> dict[str, Any] | None:
             json.dumps(record, ensure_ascii=False).encode()
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
-    if is_nan(record.get("loss")):
+    if has_diverged(record):
         record |= {key: math.nan for key in record if ACCURACY.fullmatch(key)}
     return record
+
+
+def has_diverged(record: dict[str, Any]) -> bool:
+    """Whether a loss, an accuracy or anything else that was logged is NaN."""
+    return any(map(is_nan, record.values()))
 
 
 def _is_whole(record: dict[str, Any]) -> bool:

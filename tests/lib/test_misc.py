@@ -1,4 +1,6 @@
 import json
+import math
+import multiprocessing
 
 import numpy as np
 import pytest
@@ -61,6 +63,33 @@ def test_accuracy_weighs_items_in_the_loaders_order():
 def test_accuracy_of_one_column_reads_its_sign():
     batches = [(torch.tensor([[2.0], [-1], [-3]]), torch.tensor([1, 1, 0]))]
     assert misc.accuracy(Fixed(), batches, None, "cpu") == pytest.approx(2 / 3)
+
+
+def test_logits_that_are_nan_are_no_class_0():
+    def network(logits):
+        module = torch.nn.Module()
+        module.predict = lambda x: logits[x]
+        return module
+
+    logits = torch.tensor([[1.0, 0.0], [math.nan, math.nan], [2.0, 0.0]])
+    x, y = torch.tensor([0, 1, 2]), torch.zeros(3, dtype=int)
+    assert math.isnan(misc.accuracy(network(logits), [(x, y)], None, "cpu"))
+    assert misc.accuracy(network(logits), [(x[::2], y[::2])], None, "cpu") == 1
+    column = torch.tensor([[-1.0], [math.nan], [1.0]])
+    assert math.isnan(misc.accuracy(network(column), [(x, y)], None, "cpu"))
+
+
+def test_no_process_starts_from_a_forkserver(monkeypatch):
+    """Though it is what Python 3.14 takes unless it is told otherwise."""
+    before = multiprocessing.get_start_method()
+    context = multiprocessing.context._default_context
+    forkserver = multiprocessing.get_context("forkserver")
+    monkeypatch.setattr(context, "_default_context", forkserver)
+    try:
+        misc.start_processes_as_usual()
+        assert multiprocessing.get_start_method() in ("fork", "spawn")
+    finally:
+        multiprocessing.set_start_method(before, force=True)
 
 
 def test_plain_values_survive_json_unchanged():

@@ -192,16 +192,20 @@ def test_a_runs_records_share_their_args(tmp_path):
     assert (folder, len(run)) == (tmp_path / "a", 3)
 
 
-def test_a_nan_loss_takes_the_accuracies_with_it(tmp_path, capsys):
+@pytest.mark.parametrize("name", ["loss", "penalty", "env0_out_acc"])
+def test_a_nan_takes_the_accuracies_with_it(name, tmp_path, capsys):
     accs = {"env0_in_acc": 0.5, "env0_out_acc": 0.5, "fd_env0_in_acc": 0.5}
     lines = [record([0], step) | accs | {"loss": 0.5} for step in (0, 1)]
-    lines[1] |= {"loss": math.nan, "nll": math.nan, "mem_gb": 1.0}
+    lines[1] |= {name: math.nan, "mem_gb": 1.0}
     write(tmp_path / "a", *map(json.dumps, lines))
     first, second = load_records(tmp_path)
     assert first == lines[0]
     assert all(math.isnan(second[key]) for key in accs)
     assert second["mem_gb"] == 1.0
-    assert f"1 runs have a NaN loss: {tmp_path / 'a'}" in capsys.readouterr().err
+    assert (
+        f"1 runs diverged (their records hold NaN): {tmp_path / 'a'}"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_folders_name_cannot_write_lines_of_its_own(tmp_path, capsys):
