@@ -1,3 +1,4 @@
+import errno
 import json
 import math
 import multiprocessing
@@ -104,7 +105,7 @@ def test_write_whole_leaves_the_old_file_when_writing_fails(tmp_path, monkeypatc
     misc.write_whole(path, "old")
 
     def fail(file):
-        raise OSError("disk full")
+        raise OSError(errno.ENOSPC, "disk full")
 
     monkeypatch.setattr(misc.os, "fsync", fail)
     with pytest.raises(OSError, match="disk full"):
