@@ -4,12 +4,17 @@ Letters: n steps so far.
 """
 
 import copy
+import itertools
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from domainbed.algorithms import ERM, all_of, register
+from domainbed.algorithms import ERM, Minibatches, all_of, register
+from domainbed.lib.schedules import set_learning_rate
+
+FALLS = 3  # of the learning rate, in ERM++'s search for it
 
 
 class LARS(torch.optim.Optimizer):
@@ -77,6 +82,10 @@ class ERMPlusPlus(ERM):
         self.linear_optimizer = self.optimizer_of(self.classifier, hparams["linear_lr"])
         self.network_sma = copy.deepcopy(self.network).requires_grad_(False)
         self.global_iter = self.sma_count = 0
+        self.scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
+            self.optimizer, patience=1, factor=0.1
+        )
+        self.lr_schedule: list[float] = []
 
     def make_optimizer(self, lr):
         return self.optimizer_of(self.network, lr)
@@ -107,3 +116,40 @@ class ERMPlusPlus(ERM):
 
     def predict(self, x):
         return self.network_sma.eval()(x)
+
+    def set_lr(
+        self,
+        eval_loaders_iid: Sequence[Iterable[Minibatches]] = (),
+        schedule: list[float] | None = None,
+        device: str | torch.device = "cpu",
+    ) -> list[float]:
+        """At a checkpoint, set the rate of the whole network.
+
+        It is the schedule's first, and what is left of that is given back. Without one
+        it falls tenfold where the average's loss on the loaders stopped falling, and
+        all rates so far are given back; what would be the third fall is 0, the end.
+        While the classifier trains alone nothing changes.
+        """
+        if self.linear:
+            return self.lr_schedule if schedule is None else schedule
+        if schedule is not None:
+            set_learning_rate(self.optimizer, schedule[0])
+            return schedule[1:] or schedule  # the last rate stays
+        self.scheduler.step(self.held_out_loss(eval_loaders_iid, device))
+        (rate,) = self.scheduler.get_last_lr()
+        rates = [*self.lr_schedule, rate]
+        falls = sum(a != b for a, b in itertools.pairwise(rates))
+        self.lr_schedule.append(rate if falls < FALLS else 0.0)
+        return self.lr_schedule
+
+    @torch.no_grad()
+    def held_out_loss(self, loaders, device) -> float:
+        """The mean over loaders of the mean over batches."""
+        means = []
+        for loader in loaders:
+            losses = [
+                F.cross_entropy(self.predict(x.to(device)), y.to(device))
+                for x, y in loader
+            ]
+            means.append(torch.stack(losses).mean())
+        return torch.stack(means).mean().item()

@@ -121,6 +121,10 @@ class Run(RunInputs):
                 return
         if not self.n_steps:
             self.record({"step": 0, "epoch": 0.0})
+        self.finish()
+
+    def finish(self) -> None:
+        """Leave the model, what is seen of it, and `done`."""
         self.save_model("model.pkl")
         if attention := layer_attention.summarise(self):
             path = self.output_dir / "layer_attention.json"

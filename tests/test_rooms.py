@@ -17,7 +17,7 @@ FLOORS = (
     ("algorithms", "datasets", "hparams_registry", "networks", "model_selection"),
     ("features",),
     ("runs",),
-    ("tasks", "inputs", "arguments", "training"),
+    ("tasks", "inputs", "arguments", "training", "autolr"),
     ("launchers", "command_launchers"),
     ("tables",),
     ("report", "explain", "export", "download"),

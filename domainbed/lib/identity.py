@@ -37,6 +37,7 @@ DECISIVE = {
     "uda_holdout_fraction": 0,
     "allow_missing_classes": False,
     "no_feature_store": False,
+    "auto_lr": False,
     "shots": None,  # these four of few-shot runs alone
     "classes": None,
     "source": None,

@@ -37,7 +37,8 @@ class Job:
     @property
     def command_str(self) -> str:
         """What a launcher runs."""
-        words = ["python", "-m", "domainbed.scripts.train"]
+        script = "train_autolr" if self.train_args.get("auto_lr") else "train"
+        words = ["python", "-m", f"domainbed.scripts.{script}"]
         for name, value in sorted({**self.train_args, **self.options}.items()):
             values = value if isinstance(value, list) else [value]
             values = [] if value is True else values  # a flag that takes none

@@ -13,6 +13,7 @@ import sys
 from collections import Counter
 
 from domainbed import algorithms, command_launchers, datasets, hparams_registry
+from domainbed.autolr import check_algorithm
 from domainbed.lib import shipped
 from domainbed.lib.errors import InputError, check_at_least, exits_on_input_error
 from domainbed.lib.paths import user_path
@@ -122,6 +123,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     add("--no_tensorboard", action="store_true", help="the jobs write no curves")
     add("--no_predictions", action="store_true", help="the jobs store no answers")
+    add("--auto_lr", action="store_true", help="ERM++'s: find the rate, then all data")
     add("--skip_confirmation", action="store_true")
     add_quiet(parser)
     args = parser.parse_args(with_files(sys.argv[1:] if argv is None else argv))
@@ -155,6 +157,8 @@ def check(args: argparse.Namespace) -> None:
             run["shots"] = args.shots and args.shots[0]
             rows = get_task(args.task).hparam_rows(argparse.Namespace(**run))
             hparams_registry.check_hparams(algorithm, dataset, hparams, rows)
+            if args.auto_lr:
+                check_algorithm(algorithm)
     check_at_least(args, n_trials=1, n_hparams_from=0, n_hparams=1)
     check_at_least(args, jobs=1, jobs_per_task=1)
     if args.command != "status" and not args.dry_run:
@@ -199,7 +203,8 @@ def jobs_of(args: argparse.Namespace) -> list[Job]:
     """Every job that the flags describe."""
     few_shot = args.task == "few_shot"
     args_list = few_shot_args(args) if few_shot else all_args(args)
-    jobs = [Job(train_args, args.output_dir) for train_args in args_list]
+    more = {"auto_lr": True} if args.auto_lr else {}
+    jobs = [Job(train_args | more, args.output_dir) for train_args in args_list]
     for job in jobs:
         given = {name: getattr(args, name) for name in OPTIONS}
         job.options = {name: value for name, value in given.items() if value}

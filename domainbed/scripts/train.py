@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -25,6 +25,7 @@ from domainbed.runs.folder import RunFolder
 from domainbed.runs.records import OtherRunError
 from domainbed.tasks import TASKS
 
+MakeRun = Callable[[argparse.Namespace], training.Run]
 HPARAMS_HELP = "overrides: a JSON object, @FILE with one, or name=value ..."
 
 
@@ -168,10 +169,10 @@ def make_folder(folder: RunFolder) -> None:
 
 
 @exits_on_input_error
-def start(folder: RunFolder, args: argparse.Namespace, run: training.Run | None):
+def start(folder, args, run, make_run) -> None:
     """Train; the folder is there and this process's own."""
     with failures_recorded(folder):
-        run = run or training.Run(args)
+        run = run or make_run(args)
         if args.no_resume:
             run.records.clear()
         run.records.check(run.about)
@@ -185,15 +186,15 @@ def start(folder: RunFolder, args: argparse.Namespace, run: training.Run | None)
 
 
 @exits_on_input_error
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None, make_run: MakeRun = training.Run) -> None:
     args = parse_args(argv)
     folder = RunFolder(args.output_dir)
     # Wrong input ends before a folder is made. A folder that is there is a sweep's,
     # which looks for what went wrong in its logs.
-    run = None if folder.path.is_dir() else training.Run(args)
+    run = None if folder.path.is_dir() else make_run(args)
     make_folder(folder)
     with silenced(args.quiet), folder.held(), logs(folder):
-        start(folder, args, run)
+        start(folder, args, run, make_run)
 
 
 if __name__ == "__main__":
