@@ -27,6 +27,7 @@ from domainbed.arguments import (
     check_numbers,
     resolve_hparams,
 )
+from domainbed.datasets import MADE
 from domainbed.features.vectors import vector_size
 from domainbed.inputs import RunInputs
 from domainbed.lib import misc, progress
@@ -207,6 +208,8 @@ class Run(RunInputs):
         shown = {name: values[name] for name in ("loss",) if name in values}
         self.bar.set_postfix(shown | {"val_acc": self.validation_accuracy(results)})
         facts = {"hparams": self.hparams, "args": vars(self.args)}
+        if self.args.dataset.startswith((*MADE,)):  # the others' are known anywhere
+            facts["environments"] = list(self.dataset.ENVIRONMENTS)
         self.records.append(results | facts)
         self.curves.add(results)
         if not self.args.no_predictions:

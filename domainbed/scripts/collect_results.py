@@ -19,7 +19,9 @@ from domainbed.lib.paths import user_path
 from domainbed.lib.progress import add_quiet
 from domainbed.lib.query import Q
 from domainbed.lib.reporting import printable
+from domainbed.model_selection import environments as keys_of
 from domainbed.tables import formats, frames, paper
+from domainbed.tables.paper import escape
 from domainbed.tables.text import format_mean, print_results_tables, print_table
 from domainbed.tables.ties import Ties, ties
 
@@ -115,9 +117,14 @@ def remarks(records: Q) -> Iterator[str]:
 
 
 def misfits(records: Q, is_text: bool) -> Iterator[str]:
-    """Warnings of what the tables leave out for want of a column."""
+    """Warnings of what the tables leave out for want of a column or of accuracies."""
     for dataset, own in records.group("args.dataset"):
-        names = frames.environments(dataset)
+        names = frames.environments(dataset, own)
+        if not any(keys_of(record, "out") for record in own):
+            yield (
+                f"warning: {dataset}: no run held images out, so that nothing is "
+                "chosen by validation on them; was --holdout_fraction 0?"
+            )
         beyond = [
             env for env in own.select("args.test_envs").flatten() if env >= len(names)
         ]
@@ -130,6 +137,25 @@ def misfits(records: Q, is_text: bool) -> Iterator[str]:
                 f"warning: {len(beyond)} records of {dataset} test on environment "
                 f"{max(beyond)}, which it has not: it has {len(names)}"
             )
+
+
+def cut_cells(records: Q) -> Iterator[str]:
+    """A warning of the names at which DomainBed's LaTeX is cut inside a command."""
+    present = records.select("args.dataset").unique()
+    heads = [
+        *((f"\\textbf{{{escape(name)}}}", 25) for name in frames.headings(present)),
+        *(
+            (f"\\textbf{{{escape(name)}}}", 20)
+            for dataset in present
+            for name in frames.environments(dataset, records)
+        ),
+    ]
+    cut = [cell for cell, width in heads if len(cell) > width]
+    if cut:
+        yield (
+            "warning: cells are cut as DomainBed cuts them, which LaTeX cannot read: "
+            f"{reporting.listed(cut)}; --paper cuts none"
+        )
 
 
 def read_sweep(*input_dirs: str) -> Q:
@@ -151,7 +177,13 @@ def read_sweep(*input_dirs: str) -> Q:
 def upstreams_tables(
     records: Q, methods: Methods, latex: bool, published: pd.DataFrame | None
 ) -> str:
-    """The tables that DomainBed prints."""
+    """The tables that DomainBed prints; InputError if none of the datasets has one."""
+    present = records.select("args.dataset").unique()
+    if not any(frames.environments(dataset, records) for dataset in present):
+        raise InputError(
+            f"no tables of {reporting.listed(present)}: not registered here; --format "
+            "csv, json, markdown or html, and --paper, have the figures."
+        )
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         if latex:
@@ -242,8 +274,9 @@ def main(argv: list[str] | None = None) -> None:
         records = merge_auto_lr(records)
     is_text = args.format in ("text", "latex")
     if not args.quiet:
+        cut = cut_cells(records) if args.format == "latex" else ()
         said = misfits(records, is_text), remarks(records), same_draws(records)
-        for line in itertools.chain(*said, mixtures(*args.input_dir)):
+        for line in itertools.chain(*said, cut, mixtures(*args.input_dir)):
             print(printable(line), file=sys.stderr)
     if is_text:
         text = upstreams_tables(records, methods, args.format == "latex", published)

@@ -121,7 +121,7 @@ def main(argv: list[str] | None = None) -> None:
     present = {*sweep.records.select("args.dataset")}
     compared = 0
     for dataset in frames.in_order(present, datasets.DATASETS):
-        environments = frames.environments(dataset)
+        environments = frames.environments(dataset, sweep.records)
         own = {a: sweep.answers(dataset, a) for a, _ in pairs}
         theirs = {b: other.answers(dataset, b) for _, b in pairs}
         for a, b in pairs:

@@ -6,7 +6,7 @@ from html import escape
 import pandas as pd
 
 from domainbed.lib.reporting import printable
-from domainbed.tables.frames import MEASURED
+from domainbed.tables.frames import MEASURED, headings
 from domainbed.tables.ties import Ties
 
 PAGE = """<!doctype html>
@@ -47,7 +47,12 @@ def cells(form: pd.DataFrame, ties: Ties) -> pd.DataFrame:
     """
     frame = pd.DataFrame(
         {"Algorithm": form.index.get_level_values("algorithm").map(printable)}
-        | {printable(column): texts(form, column) for column in form["mean"].columns}
+        | {
+            printable(title): texts(form, column)
+            for title, column in zip(
+                headings([*form["mean"].columns]), form["mean"].columns, strict=True
+            )
+        }
     )
     if ties.letters:
         frame["Alike"] = [letters_of(ties, row[0], row[2]) for row in form.index]

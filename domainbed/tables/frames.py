@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from domainbed import algorithms, datasets
+from domainbed import algorithms, datasets, model_selection
 from domainbed.lib import reporting
 from domainbed.lib.errors import InputError
 from domainbed.lib.query import Q
@@ -47,12 +47,49 @@ def in_order(present: Iterable[str], known: list[str]) -> list[str]:
     return [n for n in known if n in present] + sorted(present - {*known})
 
 
-def environments(dataset: str) -> Sequence[str]:
-    """The environments' names; none if the dataset, or its folder, is not here."""
+def environments(dataset: str, records: Iterable[dict] = ()) -> Sequence[str]:
+    """The environments' names; none of a dataset that is not registered here.
+
+    Of a folder of the user's own they are as its records say: it may lie elsewhere by
+    now. Records that do not say it have numbers.
+    """
+    own = []
+    if is_own(dataset):
+        own = [record for record in records if record["args"]["dataset"] == dataset]
+    for record in own:
+        names = record.get("environments")
+        if isinstance(names, list) and names and are_names(names):
+            return names
     try:
         return datasets.get_dataset_class(dataset).ENVIRONMENTS
     except (OSError, ValueError):  # also of names that are no path
-        return ()
+        numbers = [
+            i for record in own for i in model_selection.environments(record, "in")
+        ]
+        return [f"env{i}" for i in range(max(numbers, default=-1) + 1)]
+
+
+def are_names(values: list) -> bool:
+    """Whether they are texts, of which none is there twice."""
+    return all(isinstance(v, str) for v in values) and len({*values}) == len(values)
+
+
+def is_own(dataset: str) -> bool:
+    """Whether its name is a place: what lies there is the user's."""
+    return dataset.startswith((*datasets.MADE,))
+
+
+def headings(names: list[str]) -> list[str]:
+    """What a table calls datasets: an own one by the last part of its place, if it is
+    the only one so called.
+    """
+    short = [
+        Path(name.split(":", 1)[1]).name if is_own(name) else name for name in names
+    ]
+    return [
+        title if title and short.count(title) == 1 else name
+        for title, name in zip(short, names, strict=True)
+    ]
 
 
 def accuracies(records: Q, method: type[SelectionMethod]) -> pd.DataFrame:
@@ -62,7 +99,8 @@ def accuracies(records: Q, method: type[SelectionMethod]) -> pd.DataFrame:
     the tables. Environments of a dataset that is not registered here are env0, env1...
     """
     groups = reporting.get_grouped_records(records)
-    known = {dataset: environments(dataset) for dataset in groups.select("dataset")}
+    present = groups.select("dataset").unique()
+    known = {dataset: environments(dataset, records) for dataset in present}
     rows = []
     for group in groups:
         dataset, env = group["dataset"], group["test_env"]
@@ -199,7 +237,7 @@ def wide_forms(frame: pd.DataFrame, names: list[str]) -> dict[str, pd.DataFrame]
     for dataset in present:
         rows = frame[frame["dataset"] == dataset]
         seen = rows["environment"][rows["environment"] != AVERAGE].unique().tolist()
-        columns = [*(environments(dataset) or seen), AVERAGE]
+        columns = [*environments(dataset), *seen, AVERAGE]
         forms[dataset] = pivoted(rows, "environment", columns, own)
     if len(present) > 1:
         rows = frame[frame["environment"] == AVERAGE]

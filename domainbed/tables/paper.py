@@ -7,7 +7,7 @@ from domainbed.lib.errors import InputError
 from domainbed.lib.reporting import printable
 from domainbed.model_selection import SelectionMethod
 from domainbed.tables.formats import letters_of, texts
-from domainbed.tables.frames import AVERAGES, MEASURED, as_shown
+from domainbed.tables.frames import AVERAGES, MEASURED, as_shown, headings
 from domainbed.tables.ties import Ties
 
 GROUPS = ZERO_SHOT, FROZEN, TUNED, OTHERS, PUBLISHED = (
@@ -86,7 +86,7 @@ def body(form: pd.DataFrame, ties: Ties) -> str:
 
 def table(title: str, form: pd.DataFrame, ties: Ties, selection: str) -> str:
     """A wide form as a LaTeX table."""
-    columns = [escape(name) for name in form["mean"].columns]
+    columns = [*map(escape, headings([*form["mean"].columns]))]
     return rf"""\begin{{table}}
 \caption{{{caption(title, form, ties, selection)}}}
 \centering

@@ -13,6 +13,7 @@ from domainbed.tables.frames import (
     AVERAGE,
     environments,
     error_of,
+    headings,
     in_order,
     mean_of,
     pivoted,
@@ -88,14 +89,16 @@ def with_average(cells: list[tuple]) -> list[str | float]:
     return [*(text for _, _, text in cells), average]
 
 
-def dataset_table(accs: Q, dataset: str, names: list[str], latex: bool) -> list[list]:
+def dataset_table(
+    accs: Q, dataset: str, n_envs: int, names: list[str], latex: bool
+) -> list[list]:
     """A row of cells per algorithm: each environment over the trials, then Avg."""
     rows = []
     for algorithm in names:
         own = accs.filter_equals("dataset,algorithm", (dataset, algorithm))
         cells = [
             format_mean(own.filter_equals("test_env", env).select("acc"), latex)
-            for env in range(datasets.num_environments(dataset))
+            for env in range(n_envs)
         ]
         rows.append(with_average(cells))
     return rows
@@ -149,7 +152,8 @@ def print_results_tables(
     ).filter(lambda group: group["acc"] is not None)
     names = in_order(groups.select("algorithm"), algorithms.ALGORITHMS)
     present = in_order(groups.select("dataset"), datasets.DATASETS)
-    dataset_names = [name for name in present if environments(name)]
+    found = {name: environments(name, records) for name in present}
+    dataset_names = [name for name in present if found[name]]
     about = f"model selection method: {method.name}"
     if latex:
         print(f"\n\\subsection{{Model selection: {method.name}}}")
@@ -157,10 +161,10 @@ def print_results_tables(
         if latex:
             print(f"\n\\subsubsection{{{escape(dataset)}}}")
         print_table(
-            dataset_table(accs, dataset, names, latex),
+            dataset_table(accs, dataset, len(found[dataset]), names, latex),
             f"Dataset: {dataset}, {about}",
             names,
-            ["Algorithm", *environments(dataset), AVERAGE],
+            ["Algorithm", *found[dataset], AVERAGE],
             colwidth=20,
             latex=latex,
         )
@@ -171,7 +175,7 @@ def print_results_tables(
         averages_table(accs, dataset_names, names, latex) + rows,
         f"Averages, {about}",
         names + labels,
-        ["Algorithm", *dataset_names, AVERAGE],
+        ["Algorithm", *headings(dataset_names), AVERAGE],
         colwidth=25,
         latex=latex,
     )

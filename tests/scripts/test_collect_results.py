@@ -126,9 +126,63 @@ def test_any_folders_results_have_their_table(tmp_path, capsys):
     assert "50.0 +/- 0.0" in table[1]
     assert captured.out.index("Dataset: PACS") < captured.out.index(f"Dataset: {name}")
     assert "warning" not in captured.err
+    averages = rows(captured.out, "Averages, model selection method: test-domain")
+    heads = [cell.strip() for cell in averages[0] if cell.strip()]
+    assert heads == ["Algorithm", "PACS", "my data", "Avg"]
     shutil.rmtree(folder)
     collect_results.main(["--input_dir", str(tmp_path / "sweep")])
-    assert f"no tables for {name}" in capsys.readouterr().err
+    table = rows(capsys.readouterr().out, f"Dataset: {name}, model")
+    assert [c.strip() for c in table[0] if c.strip()][:3] == [
+        "Algorithm",
+        "env0",
+        "env1",
+    ]
+
+
+def test_an_own_datasets_records_name_its_environments(tmp_path, capsys):
+    places = [
+        f"ImageFolder:/gone/{place}" for place in ("a/birds", "b/birds", "b/cars")
+    ]
+    for i, name in enumerate(places):
+        for env in (0, 1):
+            more = {"environments": ["left", "right", "x", "y"]}
+            args = {"dataset": name, "test_envs": [env], "more": more}
+            write_run(tmp_path, f"run{i}{env}", **args)
+    assert run_main("--input_dir", tmp_path, "--selection", "iid") == 0
+    out, err = capsys.readouterr()
+    table = rows(out, f"Dataset: {places[0]}, model")
+    assert [cell.strip() for cell in table[0] if cell.strip()][1:3] == ["left", "right"]
+    assert "not registered" not in err
+    assert run_main("--input_dir", tmp_path, "--format", "markdown") == 0
+    out = capsys.readouterr().out
+    assert "| Algorithm | left | right |" in out
+    assert f"| {places[0]} | {places[1]} | cars | Avg |" in out
+
+
+def test_only_what_is_not_registered_leaves_results_txt_alone(tmp_path, capsys):
+    write_run(tmp_path, "a", dataset="Mine")
+    (tmp_path / "results.txt").write_text("of another day")
+    assert run_main("--input_dir", tmp_path) == 2
+    assert "no tables of Mine: not registered here; --format" in capsys.readouterr().err
+    assert (tmp_path / "results.txt").read_text() == "of another day"
+
+
+def test_cells_that_latex_cannot_read_are_named(tmp_path, capsys):
+    write_run(tmp_path, "a", dataset="SpawriousO2O_medium")
+    assert run_main("--input_dir", tmp_path, "--latex") == 0
+    err = capsys.readouterr().err
+    assert r"\textbf{SpawriousO2O\_medium}" in err
+    assert "--paper cuts none" in err
+    assert run_main("--input_dir", tmp_path) == 0
+    assert "--paper" not in capsys.readouterr().err
+
+
+def test_runs_that_held_nothing_out_are_named(tmp_path, capsys):
+    write_run(tmp_path, "a")
+    file = tmp_path / "a" / "results.jsonl"
+    file.write_text(file.read_text().replace("_out_acc", "_loss"))
+    assert run_main("--input_dir", tmp_path) == 0
+    assert "warning: PACS: no run held images out" in capsys.readouterr().err
 
 
 def test_remarks_say_what_is_missing(tmp_path, capsys):
