@@ -15,11 +15,12 @@ import shutil
 from pathlib import Path
 
 from domainbed import algorithms
+from domainbed.evaluation import EVAL_BATCH
 from domainbed.lib import misc
 from domainbed.lib.errors import InputError
 from domainbed.lib.fast_data_loader import EpochLoader, FastDataLoader
 from domainbed.runs.records import RunRecords
-from domainbed.training import EVAL_BATCH, Run
+from domainbed.training import Run
 
 
 class RateIsZero(Exception):
@@ -80,7 +81,7 @@ class FullRun(Stage):
     """
 
     def __init__(self, args: argparse.Namespace, search: SearchRun):
-        super().__init__(changed(args, holdout_fraction=0.0))
+        super().__init__(changed(args, holdout_fraction=0.0, eval="all"))
         self.about = search.about  # the command's, for both
         self.searched = search.records
         records = self.searched.read()
@@ -100,8 +101,9 @@ class FullRun(Stage):
             misc.write_whole(self.records.results, before)
         return first, logged
 
-    def evaluate(self):
-        return {f"fd_{name}": value for name, value in super().evaluate().items()}
+    def evaluate(self, splits=None):
+        results = super().evaluate(splits)
+        return {f"fd_{name}": value for name, value in results.items()}
 
     def rate(self):
         left = self.algorithm.set_lr(schedule=self.algorithm.lr_schedule)

@@ -1,5 +1,6 @@
 """What a run reads: images, or stored features of them; in batches, on its device."""
 
+import contextlib
 import functools
 import os
 from pathlib import Path
@@ -20,6 +21,7 @@ from domainbed.lib import misc
 from domainbed.lib.errors import InputError
 from domainbed.lib.fast_data_loader import InfiniteDataLoader
 from domainbed.lib.memory import free_bytes
+from domainbed.lib.precision import computed_in
 from domainbed.tasks import Split
 
 SHARE = 0.1  # of free memory, at most, for features: other runs want theirs
@@ -57,6 +59,11 @@ class RunInputs:
             return self.open_features()
         return None
 
+    def in_precision(self) -> contextlib.AbstractContextManager[None]:
+        """--precision, for what runs through a tower; stored features are of it."""
+        precision = "float32" if self.stored else self.args.precision
+        return computed_in(precision, self.device)
+
     @functools.cached_property
     def at_hand(self) -> list[StoredFeatures] | list[Vectors] | None:
         """`stored`, read once into the memory of the device where it fits well.
@@ -79,14 +86,25 @@ class RunInputs:
         """Tell the algorithm what it is given from now on."""
         if self.stored and self.input == "images":
             stored = not (to_train and self.fresh_crops)
-            self.algorithm.given = self.kind.name if stored else "images"
+            self.algorithm.given = (
+                self.algorithm.stored_kind.name if stored else "images"
+            )
 
     @property
     def kind(self) -> Kind:
-        """What of the images is stored."""
-        if self.input != "images":
-            return self.backbone.class_tokens
-        return self.algorithm.stored_kind
+        """What of the images is stored; in another precision it is another kind."""
+        kind = self.backbone.class_tokens
+        if self.input == "images":
+            kind = self.algorithm.stored_kind
+        precision = self.args.precision
+        if precision == "float32":
+            return kind
+
+        def encode(x: torch.Tensor) -> torch.Tensor:
+            with computed_in(precision, self.device):
+                return kind.encode(x).float()
+
+        return Kind(f"{kind.name} {precision}", encode)
 
     def open_features(self) -> list[StoredFeatures]:
         """Every environment's entry in the feature store."""

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
 from domainbed import algorithms
 from domainbed.arguments import (
@@ -28,23 +27,17 @@ from domainbed.arguments import (
     resolve_hparams,
 )
 from domainbed.datasets import MADE
+from domainbed.evaluation import RunEvaluation
 from domainbed.features.vectors import vector_size
-from domainbed.inputs import RunInputs
 from domainbed.lib import misc, progress
-from domainbed.lib.fast_data_loader import FastDataLoader
 from domainbed.lib.schedules import set_learning_rate
-from domainbed.model_selection import rank
 from domainbed.runs import layer_attention, predictions, provenance
 from domainbed.runs.records import RunRecords
 from domainbed.runs.tensorboard import TensorBoardLog
 from domainbed.tasks import get_task
 
-EVAL_BATCH = 64  # DomainBed's; DPL-CLIP's predictions depend on it
-STORED_EVAL_BATCH = 1024  # of stored features, a split in a few calls,
-MOST_NUMBERS = 2**26  # but of no more than these: 256 MB
 
-
-class Run(RunInputs):
+class Run(RunEvaluation):
     """A prepared run: `Run(args).train()` leaves results.jsonl, model.pkl and done.
 
     Where it was interrupted it goes on, with the numbers of a run that never was.
@@ -141,7 +134,8 @@ class Run(RunInputs):
         if rate is not None:
             set_learning_rate(self.algorithm.optimizer, rate)
         self.tell(to_train=True)
-        return self.algorithm.update(*self.to_device(batch))
+        with self.in_precision():
+            return self.algorithm.update(*self.to_device(batch))
 
     def resume(self) -> tuple[int, defaultdict[str, list[float]]]:
         """The step to take next, and what was logged since the last checkpoint.
@@ -176,35 +170,17 @@ class Run(RunInputs):
         """The content of run.json, but for the attempts."""
         return provenance.made_from(self)
 
-    def evaluate(self) -> dict[str, float]:
-        """What the task measures on every split, items unaugmented and in order.
-
-        `answers` then are those on what is tested.
-        """
-        results, self.answers = {}, []
-        self.tell(to_train=False)
-        for split in self.splits:
-            items = self.items(split, to_train=False)
-            batch = EVAL_BATCH if self.algorithm.BATCH_MATTERS else eval_batch(items)
-            loader = FastDataLoader(items, batch, self.workers(1))
-            network = predictions.Watched(self.algorithm)
-            noted = network.noting(loader)
-            measures = self.task.measures(self, split, network, noted)
-            results |= {f"{split.name}_{name}": v for name, v in measures.items()}
-            if split.role == "test" and split.keys:
-                self.answers.append(network.answers(split))
-        return results
-
     def record(self, values: dict[str, float]) -> None:
         """Evaluate, print a row, append a line to results.jsonl."""
-        accuracies = self.evaluate()
+        accuracies = self.evaluate_checkpoint(values["step"])
         self.algorithm.evaluated(values["step"], accuracies)
         results = values | accuracies | {"mem_gb": peak_memory_gb()}
+        columns = sorted({*results, *(f"{split.name}_acc" for split in self.splits)})
         with progress.cleared(self.bar):
-            if self.header != (header := sorted(results)):
-                print_row(header)
-                self.header = header
-            print_row([results[name] for name in sorted(results)])
+            if self.header != columns:
+                print_row(columns)
+                self.header = columns
+            print_row([results.get(name, "") for name in columns])
         shown = {name: values[name] for name in ("loss",) if name in values}
         self.bar.set_postfix(shown | {"val_acc": self.validation_accuracy(results)})
         facts = {"hparams": self.hparams, "args": vars(self.args)}
@@ -212,36 +188,8 @@ class Run(RunInputs):
             facts["environments"] = list(self.dataset.ENVIRONMENTS)
         self.records.append(results | facts)
         self.curves.add(results)
-        if not self.args.no_predictions:
+        if self.answers and not self.args.no_predictions:
             self.keep_predictions(values["step"])
-
-    def keep_predictions(self, step: int) -> None:
-        """Write what was answered on the tested images; see `runs.predictions`."""
-        predictions.keep(
-            self.output_dir / predictions.NAME,
-            self.answers,
-            [len(env) for env in self.dataset],
-            {
-                "data": provenance.dataset_fingerprint(self.dataset),
-                "classes": max(map(self.n_classes, range(len(self.dataset)))),
-            },
-            step,
-            self.task.chosen(self, self.records.read())[0]["step"],
-        )
-
-    def n_classes(self, env: int) -> int:
-        """How many classes an environment has; in transfer they are its own."""
-        own = getattr(self.dataset[env], "classes", ())
-        return len(own) or self.dataset.num_classes
-
-    def validation_accuracy(self, record: dict[str, Any]) -> float:
-        """The mean over the splits to select on, 0 of none."""
-        keys = [f"{s.name}_acc" for s in self.splits if s.role == "select"]
-        return float(np.mean([record[key] for key in keys] or 0))
-
-    def validation_rank(self, record: dict[str, Any]) -> float:
-        """What records are chosen by: NaN is worse than all."""
-        return rank(self.validation_accuracy(record))
 
     def print_summary(self) -> None:
         """Say in words what the run reached on each test environment."""
@@ -281,14 +229,6 @@ def load_algorithm(run: str | Path) -> algorithms.Algorithm:
     )
     algorithm.load_state_dict(saved["model_dict"])
     return algorithm.eval()
-
-
-def eval_batch(items: Dataset) -> int:
-    """How many of them are evaluated at once."""
-    if not hasattr(items, "gather") or not len(items):
-        return EVAL_BATCH
-    most = MOST_NUMBERS // items[0][0].numel()
-    return max(EVAL_BATCH, min(STORED_EVAL_BATCH, most))
 
 
 def peak_memory_gb() -> float:

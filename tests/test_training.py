@@ -8,9 +8,16 @@ import sys
 import pytest
 import torch
 
-from domainbed import algorithms, arguments, hparams_registry, training
+from domainbed import (
+    algorithms,
+    arguments,
+    hparams_registry,
+    model_selection,
+    training,
+)
 from domainbed.lib import misc
 from domainbed.lib.errors import InputError
+from domainbed.lib.query import Q
 from domainbed.scripts import train
 
 pytestmark = pytest.mark.filterwarnings("ignore:no class names")
@@ -154,6 +161,25 @@ def test_evaluated_is_told_before_the_state_is_saved(tmp_path, monkeypatch):
     for (_, accuracies), record, state in zip(told, records, saved, strict=True):
         assert accuracies == {k: v for k, v in record.items() if k.endswith("_acc")}
         assert state["algorithm"]["plain"]["", "best"] == max(accuracies.values())
+
+
+def test_evaluating_what_is_chosen_chooses_the_same(tmp_path):
+    """Fewer accuracies, the same ones; every selection method finds its own."""
+    flags = ["--steps", "12", "--checkpoint_freq", "2", "--hparams", "batch_size=4"]
+    whole = run(tmp_path / "all", *flags, algorithm="ERM")
+    part = run(tmp_path / "chosen", *flags, "--eval", "chosen", algorithm="ERM")
+    assert len(part) == len(whole)
+    for record, full in zip(part, whole, strict=True):
+        names = {name for name in record if name.endswith("_acc")}
+        assert {n: record[n] for n in names} == {n: full[n] for n in names}
+        assert {"env1_out_acc", "env2_out_acc"} <= names
+        assert not {"env1_in_acc", "env2_in_acc"} & names
+    assert sum("env0_in_acc" in record for record in part) < len(part)
+    for method in (
+        model_selection.IIDAccuracySelectionMethod,
+        model_selection.OracleSelectionMethod,
+    ):
+        assert method.run_acc(Q(part)) == method.run_acc(Q(whole))
 
 
 def test_the_last_line_says_what_was_reached(tmp_path, capsys):

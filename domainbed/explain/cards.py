@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 
 from domainbed.datasets import ImageEnvironment, read_image
+from domainbed.evaluation import eval_batch
 from domainbed.explain.models import Model, load_model, zero_shot
 from domainbed.lib.errors import InputError
 from domainbed.lib.fast_data_loader import FastDataLoader
-from domainbed.training import eval_batch
 
 
 class Column(NamedTuple):

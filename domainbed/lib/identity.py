@@ -18,6 +18,7 @@ NEUTRAL = (
     "no_resume",
     "no_tensorboard",
     "no_predictions",
+    "eval",
     "quiet",
 )
 # All others, with their defaults: a flag that a later version adds is put here, and an
@@ -42,6 +43,7 @@ DECISIVE = {
     "classes": None,
     "source": None,
     "transfer_to": None,
+    "precision": "float32",
 }
 
 

@@ -96,6 +96,8 @@ class RunRecords:
 
     def read(self) -> list[dict[str, Any]]:
         """Every record so far."""
+        if not self.results.exists():
+            return []
         return [json.loads(line) for line in self.results.read_text().splitlines()]
 
     def save_state(self, state: dict[str, Any]) -> None:

@@ -17,10 +17,11 @@ from domainbed.autolr import check_algorithm
 from domainbed.lib import shipped
 from domainbed.lib.errors import InputError, check_at_least, exits_on_input_error
 from domainbed.lib.paths import user_path
+from domainbed.lib.precision import PRECISIONS
 from domainbed.lib.progress import JobsProgress, add_quiet, coloured, silenced
 from domainbed.runs.folder import STATES
 from domainbed.runs.jobs import Job, make_args_list, make_few_shot_args_list, stages
-from domainbed.scripts.train import HPARAMS_HELP
+from domainbed.scripts.train import EVAL_HELP, HPARAMS_HELP
 from domainbed.tasks import TASKS, class_for, get_task
 
 # Launchers that return when their jobs have ended.
@@ -32,6 +33,7 @@ OPTIONS = (
     "strict_fingerprint",
     "no_tensorboard",
     "no_predictions",
+    "eval",
 )
 
 
@@ -121,6 +123,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add(
         "--strict_fingerprint", action="store_true", help="know images by their content"
     )
+    add("--precision", choices=PRECISIONS, help="of the towers; default: float32")
+    add("--eval", choices=["all", "chosen"], help=EVAL_HELP)
     add("--no_tensorboard", action="store_true", help="the jobs write no curves")
     add("--no_predictions", action="store_true", help="the jobs store no answers")
     add("--auto_lr", action="store_true", help="ERM++'s: find the rate, then all data")
@@ -203,8 +207,10 @@ def jobs_of(args: argparse.Namespace) -> list[Job]:
     """Every job that the flags describe."""
     few_shot = args.task == "few_shot"
     args_list = few_shot_args(args) if few_shot else all_args(args)
-    more = {"auto_lr": True} if args.auto_lr else {}
-    jobs = [Job(train_args | more, args.output_dir) for train_args in args_list]
+    # Only where it is asked for: the names of other jobs stay.
+    asked = {name: getattr(args, name) for name in ("precision", "auto_lr")}
+    asked = {name: value for name, value in asked.items() if value}
+    jobs = [Job(train_args | asked, args.output_dir) for train_args in args_list]
     for job in jobs:
         given = {name: getattr(args, name) for name in OPTIONS}
         job.options = {name: value for name, value in given.items() if value}

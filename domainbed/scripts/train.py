@@ -19,6 +19,7 @@ from domainbed.hparams_registry import as_json
 from domainbed.lib.errors import DISK_ERRORS, InputError, exits_on_input_error
 from domainbed.lib.misc import Tee
 from domainbed.lib.paths import user_path
+from domainbed.lib.precision import PRECISIONS
 from domainbed.lib.progress import add_quiet, silenced
 from domainbed.runs import provenance
 from domainbed.runs.folder import RunFolder
@@ -26,6 +27,10 @@ from domainbed.runs.records import OtherRunError
 from domainbed.tasks import TASKS
 
 MakeRun = Callable[[argparse.Namespace], training.Run]
+EVAL_HELP = (
+    "chosen: at a checkpoint only what training-domain validation and the oracle need; "
+    "leave-one-domain-out needs all"
+)
 HPARAMS_HELP = "overrides: a JSON object, @FILE with one, or name=value ..."
 
 
@@ -70,6 +75,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         action="store_true",
         help="know images by their content, not by their size and time of change",
     )
+    add("--precision", default="float32", choices=PRECISIONS, help="of the towers")
+    add("--eval", default="all", choices=["all", "chosen"], help=EVAL_HELP)
     add("--no_tensorboard", action="store_true", help="write no curves")
     add("--no_predictions", action="store_true", help="store no answers to images")
     add("--no_resume", action="store_true", help="start over, forget what is there")
