@@ -116,6 +116,8 @@ class Algorithm(nn.Module):
     MIN_DOMAINS = 1  # training domains without which it has no meaning
     AFTER: tuple[str, ...] = ()  # in a sweep, these algorithms' runs end before it
     ALIASES: tuple[str, ...] = ()  # further names under which it is found
+    # How the names begin of what upstream's own saved models lack.
+    NEW_STATE: tuple[str, ...] = ()
     EXTRA: str | None = None  # of this package's extras, the one that it needs
     FIXED_CLASSES = True  # it has weights for each class and can be asked for no others
     # Its own rows, beside those of the classes it derives from.
@@ -213,6 +215,8 @@ class Algorithm(nn.Module):
         state.load_training_state(self, saved, NO_STATE)
 
     def load_state_dict(self, state_dict, *args, **kwargs):
+        own = self.state_dict().items()
+        state_dict = {n: v for n, v in own if n.startswith(self.NEW_STATE)} | state_dict
         state.fit_buffers(self, state_dict)
         return super().load_state_dict(state_dict, *args, **kwargs)
 

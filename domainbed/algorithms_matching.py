@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from domainbed.algorithms import ERM, all_of, register
+from domainbed.algorithms import ERM, Featurized, all_of, domain_labels, register
 from domainbed.algorithms_risk import joint, risks
 from domainbed.lib.divergences import gaussian_mmd, mean_cov
 
@@ -98,7 +98,7 @@ def bottleneck(
 
 
 @register
-class CAD(ERM):
+class CAD(Featurized):
     """A contrastive domain bottleneck: Ruan et al., 2022, "Optimal Representations for
     Covariate Shift", https://arxiv.org/abs/2201.00057
 
@@ -124,7 +124,10 @@ class CAD(ERM):
             self.project = nn.Sequential(
                 nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 128)
             )
-            self.optimizer.add_param_group({"params": [*self.project.parameters()]})
+        self.optimizer = self.make_optimizer(hparams["lr"])
+
+    def make_optimizer(self, lr):
+        return self.adam(lr, self.featurizer, self.classifier, self.project)
 
     @staticmethod
     def compared(same_label, same_domain, itself):
@@ -152,9 +155,8 @@ class CAD(ERM):
     def loss(self, minibatches):
         _, y = all_of(minibatches)
         z = torch.cat(joint(self.featurizer, minibatches))
-        d = torch.cat([torch.full_like(y, i) for i, (_, y) in enumerate(minibatches)])
         clf_loss = F.cross_entropy(self.classifier(z), y)
-        bn_loss = self.penalty(z, y, d)
+        bn_loss = self.penalty(z, y, domain_labels(minibatches))
         loss = clf_loss + self.hparams["lmbda"] * bn_loss
         return loss, {"clf_loss": clf_loss, "bn_loss": bn_loss, "total_loss": loss}
 

@@ -240,6 +240,7 @@ class TRM(Featurized):
         "groupdro_eta": (1e-2, lambda r: 10 ** r.uniform(-3, -1)),
         "as_released": (True, None),
     }
+    NEW_STATE = ("clist", "alpha")
     HEAD_STEPS, HEAD_LR = 30, 0.1  # of each c_d at each step, by SGD
     TERMS, LARGEST = 10, 10  # of the series; one that grows beyond ends there
 

@@ -5,6 +5,7 @@ interruption as if there had been none, and is what its paper says, stated plain
 import copy
 import itertools
 import math
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -146,10 +147,10 @@ def test_without_its_penalty_it_is_erm(name, without, float64):
     plain, other = build("ERM", n_domains=2), build(name, n_domains=2, **without)
     take(plain, steps)
     take(other, steps)
-    for a, b in zip(
-        plain.network.parameters(), other.network.parameters(), strict=True
-    ):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+    for part in ("featurizer", "classifier"):
+        ours, theirs = (getattr(one, part).state_dict() for one in (other, plain))
+        for row in theirs:
+            torch.testing.assert_close(ours[row], theirs[row], rtol=1e-9, atol=1e-12)
 
 
 def test_groupdro_weighs_by_past_risks():
@@ -506,3 +507,43 @@ def test_ermplusplus_takes_lars():
     logged = take(algorithm, batches([4, 4, 4], n=3))
     assert logged[2]["loss"] != logged[0]["loss"]
     assert isinstance(algorithm.optimizer, algorithms_averaging.LARS)
+
+
+def test_fishr_loads_a_model_that_upstream_saved():
+    """Which holds no variances."""
+    first, second = build("Fishr"), build("Fishr")
+    take(first, batches([4, 4, 4]))
+    saved = weights(first)
+    del saved["variances"]
+    second.load_state_dict(saved)
+    x = torch.randn(4, 10)
+    assert torch.equal(first.predict(x), second.predict(x))
+    assert not second.variances.any()
+
+
+def at_224(name, **changed):
+    torch.manual_seed(0)
+    hparams = hparams_registry.default_hparams(name, "Debug224") | changed
+    algorithm = algorithms.get_algorithm_class(name)((3, 224, 224), 2, 2, hparams)
+    minibatches = [(torch.randn(2, 3, 224, 224), torch.arange(2)) for _ in range(2)]
+    return algorithm, take(algorithm, [minibatches])[0]
+
+
+@pytest.mark.parametrize("name", ["VREx", "CORAL", "Fishr", "Mixup", "DANN", "MTL"])
+def test_one_of_each_family_on_a_resnet(name):
+    _, logged = at_224(name, resnet18=True, freeze_bn=True)
+    assert all(math.isfinite(value) for value in logged.values())
+
+
+@pytest.mark.skipif(find_spec("timm") is None, reason="the extra timm is missing")
+@pytest.mark.parametrize("name", ["ERM", "IGA", "ANDMask", "Fishr", "ERMPlusPlus"])
+def test_attention_of_a_vit_alone_trains(name):
+    hparams = {"vit": True, "dinov2": True, "vit_attn_tune": True}
+    algorithm, logged = at_224(name, linear_steps=-1, lr=0.01, **hparams)
+    assert all(math.isfinite(value) for value in logged.values())
+    moved = {
+        n for n, p in algorithm.featurizer.named_parameters() if p.grad is not None
+    }
+    assert moved == {
+        n for n, _ in algorithm.featurizer.named_parameters() if "attn" in n
+    }
