@@ -15,11 +15,13 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from domainbed.launchers import task
 from domainbed.lib import misc
 from domainbed.lib.errors import InputError, UnknownNameError
 from domainbed.lib.optional import require
@@ -36,14 +38,42 @@ KEYS = {
     "qos": "qos",
     "constraint": "constraint",
     "array_parallelism": "array_parallelism",
+    "setup": "setup",  # a shell command before the task's program, or several
 }
+# What it hands to sbatch as it is.
+PASSED = (
+    "begin",
+    "chdir",
+    "clusters",
+    "comment",
+    "contiguous",
+    "core_spec",
+    "deadline",
+)
+PASSED += ("cores_per_socket", "cpu_freq", "exclude", "exclusive", "export", "gpu_bind")
+PASSED += ("gpu_freq", "gres", "gres_flags", "hint", "licenses", "mail_type")
+PASSED += ("mail_user", "mem_bind", "mem_per_cpu", "mem_per_gpu", "mincpus", "network")
+PASSED += (
+    "nice",
+    "nodefile",
+    "nodelist",
+    "oversubscribe",
+    "power",
+    "prefer",
+    "priority",
+)
+PASSED += ("reservation", "sockets_per_node", "switches", "thread_spec", "tmp")
 NUMBER = "[1-9][0-9]*"
 COUNTS = {
-    "gpus": f"(\\w+:)?{NUMBER}",  # 2 or a100:2
+    "gpus": f"{NUMBER}|[a-zA-Z][\\w.-]*(:{NUMBER})?",  # 2, a100 or a100:2
     "cpus": NUMBER,
     "array_parallelism": NUMBER,
 }
+IN_QUEUE = ("queued", "held", "cancelled", "lost")
+ENDED = ("CANCELLED", "COMPLETED", "FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
+ENDED += ("BOOT_FAIL", "DEADLINE", "REVOKED")
 TIME_LIMIT = 60  # minutes; what is not done by then is requeued
+LEAST_TIME = 5  # minutes: to import, to train and, warned 90 s before, to save
 TIMEOUTS = 100  # times that a task meets its limit and is requeued, no more
 # As sbatch writes a time: minutes[:seconds], hours:minutes:seconds or
 # days-hours[:minutes[:seconds]].
@@ -51,7 +81,9 @@ TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
 
 
 class SlurmLauncher:
-    """Submits commands as job arrays and returns at once, with a 0 for each.
+    """Submits commands as job arrays and returns at once.
+
+    Gives 0 for each that is submitted, None for one that is in the queue already.
 
     `slurm` holds key=value pairs, see KEYS. A task of an array runs `jobs_per_task`
     commands, one after another. What a later call submits starts when all jobs of the
@@ -86,7 +118,8 @@ class SlurmLauncher:
             jobs = f"{len(tasks)} tasks of Slurm's jobs {', '.join(ids)}"
             print(f"Submitted {len(new)} runs in {jobs}; ask `sweep status`.")
         self.earlier += ids
-        return [0] * len(commands)
+        submitted = {*new} if not self.dry_run else set()
+        return [0 if command in submitted else None for command in commands]
 
     def submit(self, tasks: list["Task"]) -> str:
         """Submit an array, or print its script; gives its job id."""
@@ -97,7 +130,8 @@ class SlurmLauncher:
                 f"Slurm takes % and control characters in {str(folder)!r} for its own; "
                 "name another --output_dir."
             )
-        executor = submitit.SlurmExecutor(folder, max_num_timeout=TIMEOUTS)
+        python = shlex.join([sys.executable, task.__file__])
+        executor = submitit.SlurmExecutor(folder, TIMEOUTS, python=python)
         executor.update_parameters(**self.parameters)
         if self.earlier:
             executor.update_parameters(dependency=":".join(["afterany", *self.earlier]))
@@ -112,9 +146,9 @@ class SlurmLauncher:
                 f"sbatch refused {len(tasks)} tasks: {last}; launch --retry submits "
                 "what is not in the queue."
             ) from None
-        for job, task in zip(jobs, tasks, strict=True):
+        for job, own in zip(jobs, tasks, strict=True):
             about = json.dumps({"job": job.job_id, "log": str(job.paths.stdout)})
-            for command in task.commands:
+            for command in own.commands:
                 misc.write_whole(Path(output_dir(command)) / "slurm", about)
         return jobs[0].job_id.split("_")[0]
 
@@ -134,6 +168,7 @@ class Task:
     def __call__(self) -> list[int]:
         """The commands' exit statuses; 0 for what is not run."""
         signal.signal(signal.SIGTERM, self.preempted)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, task.WAITING)
         return [self.run(command) for command in self.commands]
 
     def run(self, command: str) -> int:
@@ -189,14 +224,21 @@ def parse_options(pairs: Iterable[str]) -> dict[str, Any]:
     }
     for pair in pairs:
         key, _, value = pair.partition("=")
-        if key not in KEYS:
-            raise UnknownNameError("key of --slurm", key, KEYS)
+        key = key.replace("-", "_")
+        if key not in KEYS and key not in PASSED:
+            raise UnknownNameError("key of --slurm", key, [*KEYS, *PASSED])
         if not value or not value.isprintable():
             raise InputError(
                 f"--slurm {pair!r} gives {key} no value; write {key}=VALUE."
             )
         if key in COUNTS and not re.fullmatch(COUNTS[key], value):
             raise InputError(f"--slurm {pair} must be a number of at least 1.")
+        if key in PASSED:
+            parameters["additional_parameters"][key] = value == "true" or value
+            continue
+        if key == "setup":
+            parameters.setdefault("setup", []).append(value)
+            continue
         convert = {"time": minutes, "array_parallelism": int}.get(key, str)
         parameters[KEYS[key]] = convert(value)
     if "cpus_per_task" in parameters:  # since Slurm 22.05 srun does not ask sbatch
@@ -218,8 +260,11 @@ def minutes(time: str) -> int:
         values = [0] * (len(values) < 3) + values
     hours, mins, seconds = [*values, 0, 0][:3]
     total = math.ceil(int(days or 0) * 1440 + hours * 60 + mins + seconds / 60)
-    if not total:
-        raise InputError(f"--slurm time={time} leaves no time; give a minute or more.")
+    if total < LEAST_TIME:
+        raise InputError(
+            f"--slurm time={time} leaves no time to train and to save; give at least "
+            f"{LEAST_TIME} minutes."
+        )
     return total
 
 
@@ -274,6 +319,39 @@ def not_queued(commands: list[str]) -> list[str]:
     user = f"--user={os.getuid()}"
     queue = {*ask("squeue", "--noheader", "--array", "--format=%i", user).split()}
     return [command for command, job in jobs.items() if job not in queue]
+
+
+def in_queue(folders: Iterable[RunFolder]) -> dict[RunFolder, tuple[str, str]]:
+    """What Slurm knows of runs that it is to run: one of IN_QUEUE, and why.
+
+    Lost is what no job is to run any more. Slurm forgets a cancelled job after some
+    minutes; if it ran, its log still says so.
+    """
+    jobs = {folder: job for folder in folders if (job := job_of(folder))}
+    if not jobs or not shutil.which("squeue"):
+        return {}
+    arrays = ",".join(sorted({job.split("_")[0] for job in jobs.values()}))
+    words = ["squeue", "--noheader", "--array", "--states=all", "--format=%i %T %r"]
+    answer = subprocess.run([*words, "--jobs", arrays], capture_output=True, text=True)
+    if answer.returncode and "Invalid job id" not in answer.stderr:
+        return {}  # the controller is down
+    lines = (line.split(maxsplit=2) for line in answer.stdout.splitlines())
+    queue = {job: (state, reason) for job, state, reason in lines}
+    return {
+        folder: place_in_queue(folder, *queue.get(job, ("", "")))
+        for folder, job in jobs.items()
+    }
+
+
+def place_in_queue(folder: RunFolder, state: str, reason: str) -> tuple[str, str]:
+    """One of IN_QUEUE for a job's state and reason in squeue, and why."""
+    if state == "PENDING" and re.search("[Hh][eo]ld", reason):
+        return "held", f"{reason}; scontrol release lets it go"
+    if state and state not in ENDED:
+        return "queued", reason
+    if state == "CANCELLED" or "CANCELLED AT" in folder.slurm_log():
+        return "cancelled", "launch --retry submits it again"
+    return "lost", f"no job is to run it ({state or 'unknown to Slurm'})"
 
 
 def job_of(folder: RunFolder) -> str | None:

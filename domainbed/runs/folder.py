@@ -52,6 +52,16 @@ class RunFolder:
                 return Path(json.loads((self.path / "slurm").read_text())["log"])
         return own
 
+    def slurm_log(self) -> str:
+        """What Slurm's log of its job says last, "" if there is none."""
+        try:
+            log = json.loads((self.path / "slurm").read_text())["log"]
+            with open(log, "rb") as file:
+                file.seek(max(0, os.path.getsize(log) - 10_000))
+                return file.read().decode(errors="replace")
+        except (OSError, ValueError, KeyError, TypeError):
+            return ""
+
     @property
     def state(self) -> str:
         """One of STATES.

@@ -1,5 +1,6 @@
 """Jobs of a sweep: the runs that it consists of, their commands, folders and states."""
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -70,6 +71,11 @@ class Job:
             return False
         return True
 
+    def disclaim(self) -> None:
+        """Remove the folder again if nothing has happened in it."""
+        with contextlib.suppress(OSError):
+            Path(self.output_dir).rmdir()
+
     @staticmethod
     def launch(
         jobs: list["Job"], launcher_fn: Callable[[list[str]], Any]
@@ -84,15 +90,17 @@ class Job:
         print("Making job directories:")
         for job in jobs:
             Path(job.output_dir).mkdir(parents=True, exist_ok=True)
-        failed = []
+        failed, n_launched = [], 0
         for stage in stages(jobs):
-            statuses = launcher_fn([job.command_str for job in stage]) or []
-            ended = zip(stage, statuses, strict=False)  # dummies may give no statuses
+            commands = [job.command_str for job in stage]
+            statuses = launcher_fn(commands) or [0] * len(stage)  # of dummies
+            n_launched += sum(status is not None for status in statuses)
+            ended = zip(stage, statuses, strict=True)
             failed += [job for job, status in ended if job.has_failed(status)]
-        print(f"Launched {len(jobs)} jobs!")
+        print(f"Launched {n_launched} jobs!")
         return failed
 
-    def has_failed(self, status: int) -> bool:
+    def has_failed(self, status: int | None) -> bool:
         """Whether its command failed; then `failed` says so, also if it was killed.
 
         It has not if the run is done or another process is at it.

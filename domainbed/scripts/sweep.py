@@ -13,28 +13,26 @@ import sys
 from collections import Counter
 
 from domainbed import algorithms, command_launchers, datasets, hparams_registry
+from domainbed.arguments import check_numbers
 from domainbed.autolr import check_algorithm
+from domainbed.launchers import slurm
 from domainbed.lib import shipped
 from domainbed.lib.errors import InputError, check_at_least, exits_on_input_error
+from domainbed.lib.identity import DECISIVE
 from domainbed.lib.paths import user_path
-from domainbed.lib.precision import PRECISIONS
 from domainbed.lib.progress import JobsProgress, add_quiet, coloured, silenced
 from domainbed.runs.folder import STATES
 from domainbed.runs.jobs import Job, make_args_list, make_few_shot_args_list, stages
-from domainbed.scripts.train import EVAL_HELP, HPARAMS_HELP
+from domainbed.scripts import train
+from domainbed.scripts.train import HPARAMS_HELP, run_flags
 from domainbed.tasks import TASKS, class_for, get_task
 
 # Launchers that return when their jobs have ended.
 WAITED_FOR = ("local", "multi_gpu", "pool")
-# Of every job: where and how it works.
-OPTIONS = (
-    "feature_dir",
-    "no_feature_store",
-    "strict_fingerprint",
-    "no_tensorboard",
-    "no_predictions",
-    "eval",
-)
+# What each job is given of these, if it is given.
+RUN_FLAGS = tuple(vars(run_flags().parse_args([])))
+# States of runs that another launch goes on with.
+AGAIN = ("failed", "stale", "waiting", "cancelled", "lost")
 
 
 def check_confirmation(args: argparse.Namespace) -> None:
@@ -85,8 +83,10 @@ def with_files(words: list[str]) -> list[str]:
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    flags = run_flags()
+    flags.set_defaults(**dict.fromkeys(RUN_FLAGS))  # passed on only when given
     parser = ArgumentParser(
-        prog="sweep", description=__doc__, fromfile_prefix_chars="@"
+        prog="sweep", description=__doc__, fromfile_prefix_chars="@", parents=[flags]
     )
     add = parser.add_argument
     add("command", choices=["launch", "status", "delete_incomplete"])
@@ -114,19 +114,6 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--shots", nargs="+", type=int, help="few_shot: K of each class, one or more")
     add("--classes", choices=["all", "base"], help="few_shot: classes that train")
     add("--transfer_to", nargs="+", help="few_shot: further datasets to test on")
-    add(
-        "--feature_dir",
-        type=user_path,
-        help="stored layer features; default: DATA_DIR/features",
-    )
-    add("--no_feature_store", action="store_true", help="compute features every time")
-    add(
-        "--strict_fingerprint", action="store_true", help="know images by their content"
-    )
-    add("--precision", choices=PRECISIONS, help="of the towers; default: float32")
-    add("--eval", choices=["all", "chosen"], help=EVAL_HELP)
-    add("--no_tensorboard", action="store_true", help="the jobs write no curves")
-    add("--no_predictions", action="store_true", help="the jobs store no answers")
     add("--auto_lr", action="store_true", help="ERM++'s: find the rate, then all data")
     add("--skip_confirmation", action="store_true")
     add_quiet(parser)
@@ -207,14 +194,22 @@ def jobs_of(args: argparse.Namespace) -> list[Job]:
     """Every job that the flags describe."""
     few_shot = args.task == "few_shot"
     args_list = few_shot_args(args) if few_shot else all_args(args)
-    # Only where it is asked for: the names of other jobs stay.
-    asked = {name: getattr(args, name) for name in ("precision", "auto_lr")}
-    asked = {name: value for name, value in asked.items() if value}
-    jobs = [Job(train_args | asked, args.output_dir) for train_args in args_list]
+    given = {name: getattr(args, name) for name in RUN_FLAGS}
+    given = {name: value for name, value in given.items() if value is not None}
+    decisive = {name: value for name, value in given.items() if name in DECISIVE}
+    decisive |= {"auto_lr": True} if args.auto_lr else {}
+    jobs = [Job(train_args | decisive, args.output_dir) for train_args in args_list]
     for job in jobs:
-        given = {name: getattr(args, name) for name in OPTIONS}
-        job.options = {name: value for name, value in given.items() if value}
+        job.options = {n: value for n, value in given.items() if n not in DECISIVE}
     return jobs
+
+
+def check_run(job: Job) -> None:
+    """InputError for what no run of the sweep could take."""
+    words = [w for w in shlex.split(job.command_str)[3:] if w != "--auto_lr"]
+    args = train.parse_args(words)
+    check_numbers(args)
+    get_task(args.task).check(args)
 
 
 def all_args(args: argparse.Namespace) -> list[dict]:
@@ -250,6 +245,8 @@ def main(argv: list[str] | None = None) -> None:
     check(args)
     launcher = launcher_of(args) if args.command == "launch" else None
     jobs = jobs_of(args)
+    for job in jobs[:1]:  # they have these in common
+        check_run(job)
     if args.command == "status":
         print_status(jobs)
         return
@@ -308,7 +305,13 @@ def launch(
                 job.options["quiet"] = True
         if not args.quiet:
             launcher = with_progress(launcher, jobs)
-    report_failures(Job.launch(jobs, launcher))
+    try:
+        failed = Job.launch(jobs, launcher)
+    except BaseException:
+        for job in own:
+            job.disclaim()
+        raise
+    report_failures(failed)
 
 
 def with_progress(
@@ -327,17 +330,21 @@ def with_progress(
 def print_status(jobs: list[Job]) -> None:
     """Print how many jobs are in which state, and why some do not go on."""
     states = {job: job.folder.state for job in jobs}
+    idle = [job.folder for job in jobs if states[job] in ("stale", "waiting")]
+    queue = slurm.in_queue(idle)
+    states |= {job: queue[job.folder][0] for job in jobs if job.folder in queue}
     counts = Counter(states.values())
-    in_words = ", ".join(f"{counts[state]} {state}" for state in STATES)
+    known = [*STATES, *(state for state in slurm.IN_QUEUE if counts[state])]
+    in_words = ", ".join(f"{counts[state]} {state}" for state in known)
     print(f"{len(jobs)} jobs: {in_words}.")
     for job, state in states.items():
-        if state in ("failed", "stale"):
-            word = coloured(state, "red", sys.stdout)
-            print(f"{word}: {job.name}: {job.folder.last_error()}")
-    if any(counts[state] for state in ("failed", "stale", "waiting")):
+        if state in ("failed", "stale", "held", "cancelled", "lost"):
+            _, why = queue.get(job.folder, ("", job.folder.last_error()))
+            print(f"{coloured(state, 'red', sys.stdout)}: {job.name}: {why}")
+    if any(counts[state] for state in AGAIN):
         print(
-            "launch --retry goes on with what is failed, stale or waiting, but for "
-            "what is in Slurm's queue."
+            f"launch --retry goes on with what is {', '.join(AGAIN[:-1])} or "
+            f"{AGAIN[-1]}, but for what is in Slurm's queue."
         )
 
 

@@ -34,29 +34,11 @@ EVAL_HELP = (
 HPARAMS_HELP = "overrides: a JSON object, @FILE with one, or name=value ..."
 
 
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="train", description=__doc__)
+def run_flags() -> argparse.ArgumentParser:
+    """What a sweep takes, too, and passes on to each of its runs."""
+    parser = argparse.ArgumentParser(add_help=False)
     add = parser.add_argument
-    add(
-        "--data_dir", type=user_path, help="the folder that holds the datasets' folders"
-    )
-    add("--dataset", default="RotatedMNIST")
-    add("--algorithm", default="ERM")
-    add("--task", default="domain_generalization", choices=[*TASKS])
-    add("--hparams", nargs="+", help=HPARAMS_HELP)
-    add("--hparams_seed", type=int, default=0, help="0: defaults, else a random draw")
-    add("--trial_seed", type=int, default=0, help="seeds the splits")
-    add("--seed", type=int, default=0, help="seeds everything else")
-    add("--steps", type=int, help="default: the dataset's")
     add("--checkpoint_freq", type=int, help="steps between evaluations")
-    add("--test_envs", nargs="+", default=[0], help="by number or by name")
-    few_shot = {"default": argparse.SUPPRESS}  # these arguments are of that task alone
-    add("--shots", type=int, help="few_shot: K of each class", **few_shot)
-    add("--classes", choices=["all", "base"], help="few_shot: that train", **few_shot)
-    add("--source", help="few_shot: the domain of the shots", **few_shot)
-    add("--transfer_to", nargs="+", help="few_shot: further datasets", **few_shot)
-    add("--output_dir", type=user_path, default="train_output")
-    add("--holdout_fraction", type=float, default=0.2)
     add("--uda_holdout_fraction", type=float, default=0)
     add("--num_workers", type=int, help="processes that load images; default: by cores")
     add(
@@ -82,6 +64,33 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--no_resume", action="store_true", help="start over, forget what is there")
     add("--skip_model_save", action="store_true")
     add("--save_model_every_checkpoint", action="store_true")
+    return parser
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="train", description=__doc__, parents=[run_flags()]
+    )
+    add = parser.add_argument
+    add(
+        "--data_dir", type=user_path, help="the folder that holds the datasets' folders"
+    )
+    add("--dataset", default="RotatedMNIST")
+    add("--algorithm", default="ERM")
+    add("--task", default="domain_generalization", choices=[*TASKS])
+    add("--hparams", nargs="+", help=HPARAMS_HELP)
+    add("--hparams_seed", type=int, default=0, help="0: defaults, else a random draw")
+    add("--trial_seed", type=int, default=0, help="seeds the splits")
+    add("--seed", type=int, default=0, help="seeds everything else")
+    add("--steps", type=int, help="default: the dataset's")
+    add("--test_envs", nargs="+", default=[0], help="by number or by name")
+    few_shot = {"default": argparse.SUPPRESS}  # these arguments are of that task alone
+    add("--shots", type=int, help="few_shot: K of each class", **few_shot)
+    add("--classes", choices=["all", "base"], help="few_shot: that train", **few_shot)
+    add("--source", help="few_shot: the domain of the shots", **few_shot)
+    add("--transfer_to", nargs="+", help="few_shot: further datasets", **few_shot)
+    add("--output_dir", type=user_path, default="train_output")
+    add("--holdout_fraction", type=float, default=0.2)
     add_quiet(parser)
     args = parser.parse_args(argv)
     args.hparams = as_json(args.hparams)

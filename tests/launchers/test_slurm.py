@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from domainbed.command_launchers import get_launcher
-from domainbed.launchers import slurm
+from domainbed.launchers import slurm, task
 from domainbed.lib.errors import InputError
 from domainbed.runs.folder import RunFolder
 from domainbed.scripts import collect_results, sweep
@@ -43,7 +43,7 @@ SCRIPT = """\
 # command
 export SUBMITIT_EXECUTOR=slurm
 srun --unbuffered --output FOLDER/%A_%a_%t_log.out --cpus-per-task=4 \
-PYTHON -u -m submitit.core._submit FOLDER
+PYTHON TASK -u -m submitit.core._submit FOLDER
 """
 
 
@@ -115,6 +115,23 @@ def test_options_become_slurms(cluster, tmp_path):
         assert f"#SBATCH {line}\n" in script
 
 
+def test_further_options_are_handed_to_sbatch(cluster, tmp_path):
+    options = ["exclude=n[1-3]", "gres=gpu:a100:2", "mail-type=END,FAIL", "gpus=a100"]
+    options += ["exclusive=true", "setup=module load cuda", "setup=ulimit -n 4096"]
+    launch(tmp_path / "sweep", "--slurm", *options)
+    script = (cluster / "0").read_text()
+    for line in (
+        "--exclude='n[1-3]'",
+        "--gres=gpu:a100:2",
+        "--mail-type=END,FAIL",
+        "--gpus-per-node=a100",
+        "--exclusive",
+        "--requeue",
+    ):
+        assert f"#SBATCH {line}\n" in script
+    assert "module load cuda\nulimit -n 4096\n" in script
+
+
 def test_a_dry_run_prints_what_would_be_submitted_and_leaves_nothing(
     cluster, tmp_path, capsys
 ):
@@ -122,6 +139,7 @@ def test_a_dry_run_prints_what_would_be_submitted_and_leaves_nothing(
     launch(tmp_path / "sweep", "--dry_run", *flags, "cpus=4")
     folder = str(tmp_path / "sweep" / "slurm")
     script = SCRIPT.replace("FOLDER", folder).replace("PYTHON", sys.executable)
+    script = script.replace("TASK", task.__file__)
     assert script in capsys.readouterr().out
     assert not list(cluster.iterdir())
     assert not (tmp_path / "sweep").exists()
@@ -182,6 +200,95 @@ def test_a_folder_that_slurm_would_misread_is_refused(name, cluster, tmp_path):
         launch(tmp_path / name, "--dry_run")
     assert ended.value.code == 2
     assert not list(cluster.iterdir())
+
+
+def down(cluster, name):
+    """A program of Slurm's that finds no controller."""
+    program = cluster.parent / "bin" / name
+    text = program.read_text()
+    program.write_text("#!/bin/sh\necho 'Unable to contact slurm' >&2\nexit 1\n")
+    return lambda: program.write_text(text)
+
+
+@pytest.mark.parametrize("name", ["scontrol", "sbatch"])
+def test_what_was_not_submitted_is_not_claimed(name, cluster, tmp_path, capsys):
+    up = down(cluster, name)
+    with pytest.raises(SystemExit) as ended:
+        launch(tmp_path / "sweep", "--jobs_per_task", "3")
+    assert ended.value.code == 2
+    assert not [f for f in (tmp_path / "sweep").glob("*") if f.name != "slurm"]
+    up()
+    capsys.readouterr()
+    launch(tmp_path / "sweep", "--jobs_per_task", "3")
+    assert "Launched 8 jobs!" in capsys.readouterr().out
+    assert len(folders(tmp_path)) == 8
+
+
+def test_the_last_line_counts_what_was_submitted(
+    cluster, tmp_path, monkeypatch, capsys
+):
+    launch(tmp_path / "sweep")
+    jobs = [json.loads(f.read_text())["job"] for f in folders(tmp_path)]
+    monkeypatch.setenv("QUEUE", "\n".join(jobs[:6]))
+    capsys.readouterr()
+    launch(tmp_path / "sweep", "--retry")
+    queued = sum(job in jobs[:6] for job in jobs)
+    out = capsys.readouterr().out
+    assert f"{queued} runs are in Slurm's queue already." in out
+    assert out.endswith(f"Launched {8 - queued} jobs!\n")
+
+
+def test_status_says_what_slurm_does_with_each_run(cluster, tmp_path, capsys):
+    launch(tmp_path / "sweep", "--jobs_per_task", "2")
+    by_job = {}
+    for file in folders(tmp_path):
+        # The fake cluster gives every array the same number.
+        number = f"7_{len(by_job)}"
+        about = json.loads(file.read_text()) | {"job": number}
+        about["log"] = str(tmp_path / f"{number}.out")
+        file.write_text(json.dumps(about))
+        by_job[number] = RunFolder(file.parent)
+    beat = by_job["7_5"].path / "heartbeat"  # died with its node, and is requeued
+    beat.write_text('{"host": "gone", "pid": 1}')
+    os.utime(beat, (0, 0))
+    Path(tmp_path / "7_6.out").write_text("slurmstepd: error: *** CANCELLED AT 2026")
+    lines = ["7_0 PENDING Priority", "7_1 PENDING JobHeldUser", "7_2 CANCELLED None"]
+    lines += ["7_3 FAILED NonZeroExitCode", "7_5 PENDING BeginTime", "7_7 RUNNING None"]
+    said = "".join(f"echo {line}\n" for line in lines)
+    (cluster.parent / "bin" / "squeue").write_text(f"#!/bin/sh\n{said}")
+    capsys.readouterr()
+    launch(tmp_path / "sweep", command="status")
+    out = capsys.readouterr().out
+    assert (
+        "0 stale, 0 waiting, 0 not launched, 3 queued, 1 held, 2 cancelled, 2 lost"
+        in out
+    )
+    name = by_job["7_1"].path.name
+    assert f"{name} (EmojiDG" in out
+    assert "JobHeldUser; scontrol release lets it go" in out
+    assert "no job is to run it (FAILED)" in out
+    assert "no job is to run it (unknown to Slurm)" in out
+    down(cluster, "squeue")
+    launch(tmp_path / "sweep", command="status")
+    assert "1 stale, 7 waiting, 0 not launched.\n" in capsys.readouterr().out
+
+
+def test_a_signal_that_comes_before_a_task_can_answer_waits(tmp_path):
+    """It is sent while modules are imported; the handler that comes later has it."""
+    code = (
+        "import os, signal\n"
+        "os.kill(os.getpid(), signal.SIGUSR2)\n"  # would end it at once
+        "os.kill(os.getpid(), signal.SIGTERM)\n"
+        "from domainbed.launchers import slurm\n"
+        "heard = []\n"
+        "signal.signal(signal.SIGUSR2, lambda *_: heard.append('limit'))\n"
+        "slurm.Task.preempted = lambda *_: heard.append('preempted')\n"
+        "slurm.Task([])()\n"
+        "print(sorted(heard), signal.pthread_sigmask(signal.SIG_BLOCK, []))\n"
+    )
+    words = [sys.executable, task.__file__, "-c", code]
+    ended = subprocess.run(words, capture_output=True, text=True)
+    assert ended.stdout == "['limit', 'preempted'] set()\n", ended.stderr
 
 
 def command(folder: Path, code: str) -> str:
@@ -261,7 +368,10 @@ def test_a_preempted_task_lets_its_run_save(
         ("partitions=x", "Did you mean 'partition'"),
         ("time", "'time' gives time no value; write time=VALUE"),
         ("time=soon", "write MINUTES, HOURS:MINUTES:SECONDS"),
-        ("time=0", "leaves no time"),
+        ("time=0", "leaves no time to train and to save; give at least 5 minutes"),
+        ("time=4", "give at least 5 minutes"),
+        ("exlude=n1", "Did you mean 'exclude'"),
+        ("gpus=0", "must be a number of at least 1"),
         ("cpus=many", "must be a number of at least 1"),
     ],
 )
@@ -272,7 +382,7 @@ def test_wrong_options_are_named(option, sentence):
 
 @pytest.mark.parametrize(
     "text, expected",
-    [("90", 90), ("1:30", 2), ("2:00:00", 120), ("1-0", 1440), ("1-2:30:01", 1591)],
+    [("90", 90), ("5:30", 6), ("2:00:00", 120), ("1-0", 1440), ("1-2:30:01", 1591)],
 )
 def test_times_are_slurms(text, expected):
     assert slurm.minutes(text) == expected

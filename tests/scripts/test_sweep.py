@@ -343,3 +343,45 @@ def test_a_sweep_from_launch_to_table(tmp_path, monkeypatch, capsys):
         "LFA",
     ] * 6
     assert (tmp_path / "results.txt").read_text() == out
+
+
+def test_every_flag_of_a_run_is_one_of_the_sweep():
+    own = {*vars(train.parse_args([]))}
+    needed = ["status", "--output_dir", "x", "--data_dir", "x"]
+    known = {*vars(sweep.parse_args(needed))}
+    # A sweep has these in its own way: one run for each.
+    ways = {"dataset", "algorithm", "test_envs", "hparams_seed", "trial_seed"}
+    assert own - known == ways
+
+
+def test_a_jobs_flags_are_digested_where_they_change_its_numbers(tmp_path):
+    def job(*flags):
+        where = ["--output_dir", str(tmp_path), "--command_launcher", "dummy"]
+        args = sweep.parse_args(["launch", *SIX_JOBS, *where, *flags])
+        return sweep.jobs_of(args)[0]
+
+    plain = job()
+    for flags in (["--num_workers", "2"], ["--skip_model_save"], ["--no_resume"]):
+        assert job(*flags).output_dir == plain.output_dir
+        assert f" {' '.join(flags)}" in job(*flags).command_str
+    for flags in (["--allow_missing_classes"], ["--uda_holdout_fraction", "0.5"]):
+        assert job(*flags).output_dir != plain.output_dir
+        assert f" {' '.join(flags)}" in job(*flags).command_str
+        assert flags[0][2:] not in plain.command_str
+
+
+@pytest.mark.parametrize(
+    "flags, says",
+    [
+        (["--task", "domain_adaptation"], "needs --uda_holdout_fraction above 0"),
+        (["--holdout_fraction", "1.5"], "--holdout_fraction is 1.5"),
+        (["--uda_holdout_fraction", "-1"], "--uda_holdout_fraction is -1"),
+        (["--checkpoint_freq", "0"], "--checkpoint_freq is 0"),
+    ],
+)
+def test_what_no_job_could_take_launches_nothing(flags, says, tmp_path, ran, capsys):
+    with pytest.raises(SystemExit) as ended:
+        launch(tmp_path / "out", *flags)
+    assert ended.value.code == 2
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
