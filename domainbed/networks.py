@@ -5,11 +5,11 @@ from typing import Any
 import safetensors.torch
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import nn
 
 from domainbed.lib.errors import InputError, did_you_mean
 from domainbed.lib.optional import require
+from domainbed.lib.vision import torchvision
 
 DINOV2 = "vit_base_patch14_dinov2.lvd142m"  # ViT-B/14
 

@@ -14,7 +14,7 @@ def test_a_torchvision_that_does_not_fit_torch_is_explained(tmp_path):
     """A CPU-only torch beside the registry's torchvision fails as this one does."""
     fake = tmp_path / "torchvision.py"
     fake.write_text("raise RuntimeError('operator torchvision::nms does not exist')")
-    command = [sys.executable, "-c", "import domainbed"]
+    command = [sys.executable, "-c", "import domainbed.training"]
     ended = subprocess.run(
         command, capture_output=True, text=True, env={"PYTHONPATH": str(tmp_path)}
     )
@@ -73,3 +73,15 @@ def test_the_wheel_is_enough_to_sweep_and_report(tmp_path):
     made = [json.loads(file.read_text()) for file in empty.glob("out/*/run.json")]
     assert [about["git"] for about in made] == [None] * 4  # by the wheel, not from here
     assert [*site.glob("domainbed/sweeps/published/clip_vit_b16.csv")]
+
+
+LIGHT = ("domainbed", "domainbed.command_launchers", "domainbed.launchers.slurm")
+LIGHT += ("domainbed.launchers.pool", "domainbed.runs.folder")
+LIGHT += ("domainbed.lib.reporting", "domainbed.model_selection")
+
+
+def test_what_launches_and_looks_needs_no_torch():
+    """It takes seconds and most of the memory, and a Slurm task must be quick."""
+    code = f"import sys, {', '.join(LIGHT)}; print('torch' in sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.stdout == "False\n", ended.stderr

@@ -1,4 +1,9 @@
-"""Seeds, splits, weights and accuracy: the small facts every DomainBed run shares."""
+"""Seeds, splits, weights and accuracy: the small facts every DomainBed run shares.
+
+torch, which takes seconds, is imported by what needs it: launchers need none of that.
+"""
+
+from __future__ import annotations
 
 import contextlib
 import hashlib
@@ -11,13 +16,15 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch.utils.data import Dataset, Subset
 
 from domainbed.lib.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+    from torch.utils.data import Dataset, Subset
 
 
 def seed_hash(*args: Any) -> int:
@@ -35,6 +42,8 @@ def digest(texts: Iterable[str]) -> str:
 
 def seed_everything(seed: int) -> None:
     """Set the state of Python's, numpy's and torch's generators from one number."""
+    import torch
+
     random.seed(seed)
     np.random.seed(seed)
     # torch.manual_seed keeps a stack trace of every call until CUDA starts, which
@@ -46,6 +55,8 @@ def seed_everything(seed: int) -> None:
 
 def split_dataset(dataset: Dataset, n: int, seed: int = 0) -> tuple[Subset, Subset]:
     """The n first items of a seeded shuffle, and the rest."""
+    from torch.utils.data import Subset
+
     if not 0 <= n <= len(dataset):
         raise ValueError(f"cannot take {n} of {len(dataset)} items")
     keys = list(range(len(dataset)))
@@ -55,6 +66,8 @@ def split_dataset(dataset: Dataset, n: int, seed: int = 0) -> tuple[Subset, Subs
 
 def labels_of(dataset: Dataset) -> list[int]:
     """Every item's label, in order, without loading an image where that is possible."""
+    from torch.utils.data import Subset
+
     if isinstance(dataset, Subset):
         labels = labels_of(dataset.dataset)
         return [labels[key] for key in dataset.indices]
@@ -65,6 +78,8 @@ def labels_of(dataset: Dataset) -> list[int]:
 
 def make_weights_for_balanced_classes(dataset: Dataset) -> torch.Tensor:
     """A weight for each item, with which every class weighs the same; they sum to 1."""
+    import torch
+
     labels = labels_of(dataset)
     counts = Counter(labels)
     return torch.tensor([1 / (counts[y] * len(counts)) for y in labels])
@@ -82,6 +97,8 @@ def accuracy(
     if one of them is: a network that has diverged says nothing.
     `weights` follow the loader's order, None weighs all alike.
     """
+    import torch
+
     network.eval()
     correct = total = 0.0
     seen, diverged = 0, torch.zeros((), dtype=torch.bool, device=device)
@@ -144,7 +161,8 @@ def write_whole(path: Path, content: str | bytes | memoryview) -> None:
             os.fsync(file.fileno())
         part.replace(path)
     except OSError as error:
-        error.filename = str(path)  # a write does not say where
+        if error.errno is not None:
+            error.filename = str(path)  # a write does not say where
         raise
     finally:
         part.unlink(missing_ok=True)
@@ -152,6 +170,8 @@ def write_whole(path: Path, content: str | bytes | memoryview) -> None:
 
 def save_whole(path: Path, value: Any) -> None:
     """torch.save to a file that appears whole; a full disk is an OSError."""
+    import torch
+
     buffer = io.BytesIO()
     torch.save(value, buffer)
     with buffer.getbuffer() as content:  # let go of, or an error here hides its cause
@@ -162,6 +182,8 @@ def guesses(
     network: Any, loader: Iterable, device: torch.device | str
 ) -> tuple[list[int], list[int]]:
     """The class with the highest logit, and the label, of each item in order."""
+    import torch
+
     network.eval()
     guessed: list[int] = []
     labels: list[int] = []
