@@ -349,7 +349,9 @@ def place_in_queue(folder: RunFolder, state: str, reason: str) -> tuple[str, str
         return "held", f"{reason}; scontrol release lets it go"
     if state and state not in ENDED:
         return "queued", reason
-    if state == "CANCELLED" or "CANCELLED AT" in folder.slurm_log():
+    # A node that fails or a requeue is "CANCELLED AT ... DUE TO ...".
+    ends = re.findall(r"CANCELLED AT [^\n]*", folder.slurm_log())
+    if state == "CANCELLED" or (ends and "DUE TO" not in ends[-1]):
         return "cancelled", "launch --retry submits it again"
     return "lost", f"no job is to run it ({state or 'unknown to Slurm'})"
 

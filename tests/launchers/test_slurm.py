@@ -251,7 +251,9 @@ def test_status_says_what_slurm_does_with_each_run(cluster, tmp_path, capsys):
     beat = by_job["7_5"].path / "heartbeat"  # died with its node, and is requeued
     beat.write_text('{"host": "gone", "pid": 1}')
     os.utime(beat, (0, 0))
-    Path(tmp_path / "7_6.out").write_text("slurmstepd: error: *** CANCELLED AT 2026")
+    said = "slurmstepd: error: *** JOB 7 ON node1 CANCELLED AT 2026-11-27T02:56:45"
+    (tmp_path / "7_4.out").write_text(f"{said} DUE TO NODE FAILURE ***\n")
+    (tmp_path / "7_6.out").write_text(f"{said} ***\n")
     lines = ["7_0 PENDING Priority", "7_1 PENDING JobHeldUser", "7_2 CANCELLED None"]
     lines += ["7_3 FAILED NonZeroExitCode", "7_5 PENDING BeginTime", "7_7 RUNNING None"]
     said = "".join(f"echo {line}\n" for line in lines)
