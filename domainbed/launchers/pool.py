@@ -2,12 +2,17 @@
 
 import contextlib
 import importlib
-import itertools
 import multiprocessing
 import os
 import pkgutil
 import shlex
+import signal
+import threading
+from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+
+import psutil
 
 import domainbed
 from domainbed.launchers.local import run_command, visible_gpus
@@ -15,6 +20,7 @@ from domainbed.lib import misc
 
 TRAIN = ["python", "-m", "domainbed.scripts.train"]
 CURVES = "torch.utils.tensorboard"  # which a run imports late
+RUN = 2**30  # bytes that a run is taken to need; one that needs more is tried alone
 
 
 def pool_launcher(commands: list[str], jobs: int | None = None) -> list[int]:
@@ -22,13 +28,13 @@ def pool_launcher(commands: list[str], jobs: int | None = None) -> list[int]:
 
     Importing torch takes seconds, most of a job's time where a small head trains on
     stored features. A job still has a process of its own: whatever ends it, the others
-    go on. GPUs are given in turn. By default there is a job for each GPU or, without
-    any, for as many cores as a job's threads keep busy.
+    go on. Each gets the GPU on which the fewest run. By default as many run at once as
+    `at_once` says; what was killed for want of memory then goes on alone, once.
     """
     gpus = visible_gpus()
-    threads = misc.threads()
-    jobs = jobs or len(gpus) or max(1, (os.cpu_count() or 1) // threads)
-    warm = multiprocessing.get_context("forkserver")
+    if jobs is None:
+        jobs = at_once(len(gpus))
+    slots, warm = Slots(gpus), multiprocessing.get_context("forkserver")
     families = (module.name for module in pkgutil.iter_modules(domainbed.__path__))
     families = (
         name for name in families if name.startswith(("algorithms", "datasets"))
@@ -37,18 +43,73 @@ def pool_launcher(commands: list[str], jobs: int | None = None) -> list[int]:
         [TRAIN[-1], CURVES, *(f"domainbed.{name}" for name in families)]
     )
 
-    def run(number: int, command: str) -> int:
-        gpu = {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {}
-        words = shlex.split(command)
-        if words[: len(TRAIN)] != TRAIN:
-            return run_command(command, **gpu)
-        child = warm.Process(target=train_here, args=(words[len(TRAIN) :], gpu))
-        child.start()
-        child.join()
-        return child.exitcode
+    def run(command: str) -> tuple[int, bool]:
+        """Its exit status, and whether the machine ran out of memory meanwhile."""
+        words, before = shlex.split(command), out_of_memory_kills()
+        with slots.one() as gpu:
+            if words[: len(TRAIN)] != TRAIN:
+                status = run_command(command, **gpu)
+            else:
+                child = warm.Process(target=train_here, args=(words[len(TRAIN) :], gpu))
+                child.start()
+                child.join()
+                status = child.exitcode
+        killed = status in (-signal.SIGKILL, 128 + signal.SIGKILL)
+        return status, killed and out_of_memory_kills() > before
 
     with ThreadPoolExecutor(jobs) as pool:
-        return list(pool.map(run, itertools.count(), commands))
+        ended = list(pool.map(run, commands))
+    if n_killed := sum(killed for _, killed in ended):
+        print(f"{n_killed} runs were killed for want of memory; each goes on alone.")
+    return [
+        run(command)[0] if killed else status
+        for command, (status, killed) in zip(commands, ended, strict=True)
+    ]
+
+
+def at_once(n_gpus: int) -> int:
+    """How many runs start together, and says why.
+
+    One on each GPU or, without any, as many as a run's threads leave cores for; fewer
+    where memory is short.
+    """
+    cores, free = os.cpu_count() or 1, psutil.virtual_memory().available
+    busy = n_gpus or max(1, cores // misc.threads())
+    jobs = max(1, min(busy, free // RUN))
+    what = f"{n_gpus} GPUs" if n_gpus else f"{cores} cores"
+    print(f"pool: {jobs} runs at once ({what}, {free / 2**30:.1f} GiB free).")
+    return jobs
+
+
+class Slots:
+    """The GPUs, and how many jobs each has."""
+
+    def __init__(self, gpus: list[str]):
+        self.busy, self.lock = Counter(dict.fromkeys(gpus, 0)), threading.Lock()
+
+    @contextlib.contextmanager
+    def one(self) -> Iterator[dict[str, str]]:
+        """The environment that gives a job the least busy GPU; {} without any."""
+        if not self.busy:
+            yield {}
+            return
+        with self.lock:
+            gpu = min(self.busy, key=self.busy.__getitem__)
+            self.busy[gpu] += 1
+        try:
+            yield {"CUDA_VISIBLE_DEVICES": gpu}
+        finally:
+            with self.lock:
+                self.busy[gpu] -= 1
+
+
+def out_of_memory_kills() -> int:
+    """How many processes the kernel has killed so far to get memory back."""
+    try:
+        with open("/proc/vmstat") as file:
+            return next(int(x.split()[1]) for x in file if x.startswith("oom_kill "))
+    except (OSError, StopIteration):  # not Linux
+        return 0
 
 
 def train_here(argv: list[str], environment: dict[str, str]) -> None:
