@@ -31,7 +31,7 @@ from filelock import FileLock, Timeout
 from domainbed.datasets import ImageEnvironment
 from domainbed.datasets_few_shot import ListedEnvironment
 from domainbed.lib.errors import InputError
-from domainbed.lib.misc import digest
+from domainbed.lib.misc import digest, write_whole
 
 ENTRY = re.compile(r"[0-9a-f]{16}(\.part)?")
 FACTS = {"backbone", "transform", "folder", "files", "strict", "classes"}
@@ -104,8 +104,13 @@ class Entry:
                 )
 
     def staleness(self) -> str | None:
-        """Why nothing reads it any more, None if its folder is as it was."""
+        """Why nothing reads it any more, None if its folder is as it was.
+
+        That holds, too, of a folder that is away: its disk may come back.
+        """
         folder = Path(self.facts["folder"])
+        if is_away(folder):
+            return None
         if not folder.is_dir():
             return "its images are gone"
         environment = ImageEnvironment(folder, self.facts["classes"])
@@ -144,6 +149,13 @@ class Entry:
         """It is read now, if the store can be written."""
         with contextlib.suppress(OSError):
             os.utime(self.path / "facts.json")
+
+    def follow(self, folder: str) -> None:
+        """Its images are in that folder now, if the store can be written."""
+        if self.facts["folder"] != folder:
+            self.facts["folder"] = folder
+            with contextlib.suppress(OSError):
+                write_whole(self.path / "facts.json", json.dumps(self.facts, indent=1))
 
     def is_locked(self) -> bool:
         """Whether a process extracts it."""
@@ -194,9 +206,23 @@ def entries(feature_dir: Path) -> list[Entry]:
     ]
 
 
+def is_away(folder: Path) -> bool:
+    """Whether the place of an environment looks like that of a disk not mounted.
+
+    Neither it nor its dataset's folder nor the data folder is there, or the nearest of
+    them that is there is empty.
+    """
+    places = (folder, folder.parent, folder.parent.parent)
+    nearest = next((place for place in places if place.is_dir()), None)
+    return nearest is None or not any(nearest.iterdir())
+
+
 def key_of(facts: dict[str, Any]) -> str:
-    """16 hex digits that name the facts."""
-    text = json.dumps(facts, sort_keys=True)
+    """16 hex digits that name the facts; where images are known by content, not where
+    they lie.
+    """
+    named = {k: v for k, v in facts.items() if k != "folder" or not facts.get("strict")}
+    text = json.dumps(named, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -182,8 +182,9 @@ def open_all(
             f"cannot store layer features in {feature_dir} ({error.strerror}); {HINT}."
         ) from error
     stored = []
-    for entry in found:
+    for entry, own in zip(found, facts, strict=True):
         z, y = entry.arrays()
+        entry.follow(own["folder"])
         entry.touch()
         stored.append(StoredFeatures(z, y, range(len(z))))
     return stored

@@ -361,6 +361,42 @@ def test_images_that_are_gone_make_an_entry_stale(built, capsys):
     assert not entries(built / "features")
 
 
+@pytest.mark.parametrize("left", ["nothing", "an empty folder"])
+def test_images_on_a_disk_that_is_not_mounted_keep_their_entries(
+    built, tmp_path, left, capsys
+):
+    store = ["--feature_dir", str((built / "features").rename(tmp_path / "store"))]
+    away = built.rename(tmp_path / "away")
+    if left == "an empty folder":
+        built.mkdir()
+    main(["prune", *store, "--skip_confirmation"])
+    assert "About to remove 0 of 4 entries" in capsys.readouterr().out
+    assert len(entries(tmp_path / "store")) == 4
+    main(["verify", *store])
+    (away / "PACS" / "photo" / "dog" / "0.png").unlink()
+    away.rename(built) if left == "nothing" else (away / "PACS").rename(built / "PACS")
+    main(["prune", *store, "--skip_confirmation"])
+    assert capsys.readouterr().out.count("its images have changed") == 1
+
+
+def test_moved_images_that_are_known_by_content_keep_their_entries(
+    pacs, tmp_path, monkeypatch, capsys
+):
+    store = str(tmp_path / "store")
+    flags = ["--dataset", "PACS", *EMOJI, "--feature_dir", store]
+    flags += ["--strict_fingerprint", "--num_workers", "0"]
+    main(["build", "--data_dir", str(pacs), *flags])
+    before = sorted(entry.key for entry in entries(Path(store)))
+    moved = pacs.rename(tmp_path / "moved")
+    monkeypatch.setattr("domainbed.features.store.extract", None)  # not again
+    main(["build", "--data_dir", str(moved), *flags])
+    assert sorted(entry.key for entry in entries(Path(store))) == before
+    main(["prune", "--feature_dir", store, "--skip_confirmation"])
+    assert "About to remove 0 of 4 entries" in capsys.readouterr().out
+    folders = [Path(entry.facts["folder"]) for entry in entries(Path(store))]
+    assert {folder.parent for folder in folders} == {moved / "PACS"}
+
+
 def test_days_cannot_be_negative(built, fails):
     said = fails(2, "prune", "--data_dir", str(built), "--older_than=-1")
     assert "--older_than is -1.0; it must be at least 0" in said
