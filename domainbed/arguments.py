@@ -9,6 +9,7 @@ from domainbed.algorithms import HparamRows
 from domainbed.features.vectors import INPUTS
 from domainbed.lib import misc
 from domainbed.lib.errors import InputError, UnknownNameError, check_at_least
+from domainbed.lib.pictures import plain
 
 
 def resolve_hparams(
@@ -49,18 +50,25 @@ def check_fractions(args: argparse.Namespace) -> None:
 
 
 def environment_numbers(
-    wanted: list[int | str], environments: Sequence[str]
+    wanted: list[int | str],
+    environments: Sequence[str],
+    known_as: Sequence[tuple[str, ...]] = (),
 ) -> list[int]:
     """The numbers of the environments given by number or by name.
 
+    `known_as` has further names of each, in any spelling.
+
     InputError unless they are environments and one is left to train on.
     """
-    numbers = []
+    numbers: list[int] = []
+    also = [{*map(plain, own)} for own in known_as]
     for env in map(str, wanted):
         if env.isdecimal() and int(env) < len(environments):
             numbers.append(int(env))
         elif env in environments:
             numbers.append(environments.index(env))
+        elif alike := [i for i, own in enumerate(also) if plain(env) in own]:
+            numbers += alike[:1]
         else:
             raise InputError(
                 f"--test_envs {env} is no environment; there are "

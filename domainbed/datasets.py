@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch.utils.data import Dataset, TensorDataset
 from torchvision import transforms
 from torchvision.datasets import MNIST, ImageFolder
@@ -26,6 +25,8 @@ from torchvision.transforms.functional import (
 
 from domainbed.backbones import IMAGENET_MEAN, IMAGENET_STD, clip_transform
 from domainbed.lib.errors import InputError
+from domainbed.lib.layout import all_classes, check_classes, check_pictures, in_order
+from domainbed.lib.pictures import pictures, read_image, same, subfolders, unreadable
 from domainbed.lib.registry import Registry
 
 ANY_FOLDER = "ImageFolder:"
@@ -83,6 +84,7 @@ class MultipleDomainDataset:
     N_WORKERS = 8
     ENVIRONMENTS: Sequence[str] = ()
     INPUT_SHAPE: tuple[int, ...] = ()
+    KNOWN_AS: Sequence[tuple[str, ...]] = ()  # further names of each environment
     ALIASES: tuple[str, ...] = ()
     TASKS: tuple[str, ...] = ("domain_generalization", "domain_adaptation")
     SOURCES: Sequence[str] = ()  # the domains that a few-shot run can draw from, if any
@@ -208,14 +210,6 @@ class RotatedMNIST(MNISTEnvironments):
         )
 
 
-def read_image(path: str) -> Image.Image:
-    """The picture in RGB; InputError with its path if it cannot be read."""
-    try:
-        return Image.open(path).convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"cannot read the image {path}: {error}") from error
-
-
 class ImageEnvironment(ImageFolder):
     """One domain: `folder/<class>/<image>` -> (transform(image), label)."""
 
@@ -223,18 +217,34 @@ class ImageEnvironment(ImageFolder):
         self.class_list = classes
         super().__init__(str(folder), loader=read_image, allow_empty=True)
 
+    def make_dataset(self, directory, class_to_idx, *args, **kwargs):
+        folders = {same(name): name for name in subfolders(Path(directory))}
+        return [
+            (path, label)
+            for name, label in class_to_idx.items()
+            if same(name) in folders
+            for path in pictures(os.path.join(directory, folders[same(name)]))
+        ]
+
+    def siblings(self) -> list[str]:
+        """All pictures of the dataset, this domain's and the others'."""
+        return pictures(Path(self.root).parent)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        try:
+            return super().__getitem__(index)
+        except InputError as error:
+            others = set(unreadable(self.siblings())) - {self.samples[index][0]}
+            if not others:
+                raise
+            raise InputError(
+                f"{error}; nor can {len(others)} more be read: "
+                f"{', '.join(sorted(others)[:20])}; replace or remove them."
+            ) from error
+
     def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
         index = {name: label for label, name in enumerate(self.class_list)}
         return self.class_list, index
-
-
-def subfolders(folder: Path) -> list[str]:
-    """Names of the folders inside, sorted, without hidden ones and archive litter."""
-    return sorted(
-        entry.name
-        for entry in os.scandir(folder)
-        if entry.is_dir() and not entry.name.startswith((".", "__"))
-    )
 
 
 RESIZE = transforms.Resize((224, 224))
@@ -291,27 +301,20 @@ class MultipleEnvironmentImageFolder(ImageDataset):
 
     CHECKPOINT_FREQ = 300
     FOLDER: str
+    CLASSES: Sequence[str] = ()  # those it is known to have
 
     def __init__(self, root, test_envs, hparams):
         folder = self.find_folder(root)
-        environments = subfolders(folder)
-        if len(environments) != len(self.ENVIRONMENTS):
-            raise InputError(
-                f"{folder} should hold the {len(self.ENVIRONMENTS)} environments of "
-                f"{type(self).__name__} ({', '.join(self.ENVIRONMENTS)}), one folder "
-                f"each; it holds: {', '.join(environments) or 'none'}."
-            )
-        allow_missing = hparams.get("allow_missing_classes", False)
-        self.class_names = all_classes(folder, environments, allow_missing)
+        environments = in_order(type(self), folder)
+        self.class_names = all_classes(folder, environments)
         self.num_classes = len(self.class_names)
-        self.set_environments(
-            [
-                ImageEnvironment(folder / name, self.class_names)
-                for name in environments
-            ],
-            test_envs,
-            hparams,
-        )
+        datasets = [
+            ImageEnvironment(folder / name, self.class_names) for name in environments
+        ]
+        check_classes(folder, self.class_names, self.CLASSES)
+        allowed = hparams.get("allow_missing_classes", False)
+        check_pictures(datasets, allowed)
+        self.set_environments(datasets, test_envs, hparams)
 
     def environment_name(self, index):
         return Path(self.datasets[index].root).name
@@ -327,28 +330,6 @@ class MultipleEnvironmentImageFolder(ImageDataset):
                 f"{self.FOLDER}/ as --data_dir."
             )
         return folder
-
-
-def all_classes(
-    folder: Path, environments: list[str], allow_missing: bool
-) -> list[str]:
-    """The sorted union of the environments' class names.
-
-    InputError where an environment lacks one, unless that is allowed.
-    """
-    classes = {name: subfolders(folder / name) for name in environments}
-    union = sorted(set().union(*classes.values()))
-    for name, own in classes.items():
-        missing = sorted(set(union) - set(own))
-        if missing and not allow_missing:
-            raise InputError(
-                f"environment {name!r} in {folder} has no folder for the class "
-                f"{', '.join(map(repr, missing))}, which other environments have; "
-                "--allow_missing_classes goes on without."
-            )
-    if not union:
-        raise InputError(f"the environments in {folder} hold no class folders.")
-    return union
 
 
 def image_folder(folder: Path) -> type[MultipleEnvironmentImageFolder]:
@@ -373,6 +354,13 @@ class VLCS(MultipleEnvironmentImageFolder):
 
     FOLDER = "VLCS"
     ENVIRONMENTS = ("C", "L", "S", "V")
+    KNOWN_AS = (
+        ("Caltech101", "Caltech"),
+        ("LabelMe",),
+        ("SUN09", "SUN"),
+        ("VOC2007", "VOC", "PASCAL", "Pascal VOC"),
+    )
+    CLASSES = ("bird", "car", "chair", "dog", "person")
 
 
 @register
@@ -385,6 +373,7 @@ class PACS(MultipleEnvironmentImageFolder):
 
     FOLDER = "PACS"
     ENVIRONMENTS = ("A", "C", "P", "S")
+    KNOWN_AS = (("art_painting", "art"), ("cartoon",), ("photo",), ("sketch",))
 
 
 @register
@@ -397,6 +386,7 @@ class OfficeHome(MultipleEnvironmentImageFolder):
 
     FOLDER = "office_home"
     ENVIRONMENTS = ("A", "C", "P", "R")
+    KNOWN_AS = (("Art",), ("Clipart",), ("Product",), ("Real World", "Real"))
 
 
 @register
@@ -408,6 +398,12 @@ class TerraIncognita(MultipleEnvironmentImageFolder):
 
     FOLDER = "terra_incognita"
     ENVIRONMENTS = ("L100", "L38", "L43", "L46")
+    KNOWN_AS = (
+        ("location_100", "100"),
+        ("location_38", "38"),
+        ("location_43", "43"),
+        ("location_46", "46"),
+    )
 
 
 @register
@@ -420,6 +416,14 @@ class DomainNet(MultipleEnvironmentImageFolder):
 
     FOLDER = "domain_net"
     ENVIRONMENTS = ("clip", "info", "paint", "quick", "real", "sketch")
+    KNOWN_AS = (
+        ("clipart",),
+        ("infograph",),
+        ("painting",),
+        ("quickdraw",),
+        ("real",),
+        ("sketch",),
+    )
     CHECKPOINT_FREQ = 1000
 
 

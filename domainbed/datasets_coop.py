@@ -7,7 +7,7 @@ Counts are of images to train, validate and test on, in CoOp's own split.
 
 from pathlib import Path
 
-from domainbed.datasets import register, subfolders
+from domainbed.datasets import register
 from domainbed.datasets_few_shot import (
     FewShotDataset,
     Item,
@@ -15,6 +15,8 @@ from domainbed.datasets_few_shot import (
     lists_of,
 )
 from domainbed.lib.errors import InputError
+from domainbed.lib.pictures import subfolders
+from domainbed.lib.texts import read_text
 
 
 class ImageNetFolders(FewShotDataset):
@@ -70,10 +72,7 @@ def existing(folder: Path) -> Path:
 
 def lines(folder: Path, name: str) -> list[str]:
     """The lines of a text file that are not blank; InputError without it."""
-    try:
-        text = (folder / name).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {folder / name} ({error}).") from error
+    text = read_text(folder / name)
     return [line for line in text.splitlines() if line.strip()]
 
 

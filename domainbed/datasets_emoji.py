@@ -12,13 +12,10 @@ from typing import ClassVar
 
 from filelock import FileLock
 
-from domainbed.datasets import (
-    MultipleEnvironmentImageFolder,
-    register,
-    subfolders,
-)
+from domainbed.datasets import MultipleEnvironmentImageFolder, register
 from domainbed.datasets_few_shot import Item, Lists, split_by_class
 from domainbed.lib.errors import InputError
+from domainbed.lib.pictures import subfolders
 
 
 class EmojiDataset(MultipleEnvironmentImageFolder):
@@ -44,11 +41,17 @@ class EmojiDataset(MultipleEnvironmentImageFolder):
                 f"{cls.__name__} needs --data_dir, a folder to unpack itself in."
             )
         folder = Path(root) / cls.FOLDER
-        if not folder.is_dir():
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{folder}.lock"):
-                if not folder.is_dir():
-                    unpack(cls.ARCHIVE, folder, cls.place)
+        try:
+            if not folder.is_dir():
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                with FileLock(f"{folder}.lock"):
+                    if not folder.is_dir():
+                        unpack(cls.ARCHIVE, folder, cls.place)
+        except OSError as error:
+            raise InputError(
+                f"cannot unpack {cls.__name__} in {folder} "
+                f"({error.strerror or error}); name another --data_dir."
+            ) from error
         return folder
 
 

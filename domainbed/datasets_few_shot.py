@@ -25,6 +25,7 @@ from domainbed.datasets import (
 )
 from domainbed.lib.errors import InputError
 from domainbed.lib.shots import half, k_shots
+from domainbed.lib.texts import read_text
 
 Item = tuple[str, int]  # path of an image below the lists' folder, label
 PARTS = ("train", "val", "test")
@@ -86,7 +87,7 @@ def read_split_file(path: Path, images: Path, dataset: str) -> Lists:
             "and is published with CoOp (DATASETS.md there links it)."
         )
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
         parts = {part: content[part] for part in PARTS}
         rows = {
             part: [(str(p), y, str(n)) for p, y, n in parts[part]] for part in PARTS
@@ -172,6 +173,9 @@ class ListedEnvironment(ImageEnvironment):
     ):
         self.items, self.name, self.template = list(items), name, template
         super().__init__(folder, classes)
+
+    def siblings(self):
+        return [path for path, _ in self.samples]
 
     def make_dataset(self, directory, class_to_idx, *args, **kwargs):
         return [(os.path.join(directory, path), label) for path, label in self.items]

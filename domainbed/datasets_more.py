@@ -16,12 +16,11 @@ from domainbed.datasets import (
     NORMALIZE,
     RESIZE,
     ImageDataset,
-    read_image,
     register,
-    subfolders,
 )
 from domainbed.lib.errors import InputError
 from domainbed.lib.optional import require
+from domainbed.lib.pictures import pictures, read_image, subfolders
 
 
 class Items(Dataset):
@@ -154,8 +153,7 @@ class Spawrious(ImageDataset):
                 raise InputError(
                     f"{type(self).__name__} has no {source}; {folder} holds {there}."
                 )
-            files = [*source.glob("*.png"), *source.glob("*.jp*g")]
-            paths += sorted(map(str, files))[:limit]
+            paths += pictures(source)[:limit]
             labels += [self.class_names.index(breed)] * (len(paths) - len(labels))
         return Items(paths, labels, read_image)
 

@@ -5,7 +5,6 @@ the row's name, so a new row never changes another's draw.
 """
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import numpy as np
 from domainbed.algorithms import SMALL_IMAGES, Draw, HparamRows, get_algorithm_class
 from domainbed.lib import misc
 from domainbed.lib.errors import InputError, did_you_mean
+from domainbed.lib.texts import read_text
 
 ALSO = {"pretrained": str, "prompt": list}  # a path, several templates
 
@@ -86,12 +86,7 @@ def as_json(words: list[str] | None) -> str | None:
     if words is None:
         return None
     if len(words) == 1 and words[0].startswith("@"):
-        try:
-            text = Path(words[0][1:]).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(
-                f"--hparams {words[0]}: cannot read it ({error})."
-            ) from None
+        text = read_text(words[0][1:])
         return json.dumps(parse_hparams(text))
     pairs = [word.partition("=") for word in words]
     if any(not equals or name.startswith("{") for name, equals, _ in pairs):

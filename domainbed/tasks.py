@@ -60,7 +60,9 @@ class DomainGeneralization:
     ) -> MultipleDomainDataset:
         """The run's environments; `args.test_envs` become their numbers."""
         dataset_class = class_for(args.dataset, args.task)
-        args.test_envs = environment_numbers(args.test_envs, dataset_class.ENVIRONMENTS)
+        args.test_envs = environment_numbers(
+            args.test_envs, dataset_class.ENVIRONMENTS, dataset_class.KNOWN_AS
+        )
         return dataset_class(args.data_dir, args.test_envs, hparams)
 
     def splits(

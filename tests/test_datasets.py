@@ -1,3 +1,4 @@
+import itertools
 import pickle
 import shutil
 import sys
@@ -97,7 +98,7 @@ def break_folder(pacs, how):
     "how, says",
     [
         ("environment", "should hold the 4 environments of PACS .A, C, P, S."),
-        ("class", "environment 'sketch' .* has no folder for the class 'house'"),
+        ("class", "environment 'sketch' .* has no picture of the class 'house'"),
         ("extra class", "environment 'art_painting' .* the class 'horse'"),
         ("all", "PACS is not at .*/PACS; give the folder that holds PACS/"),
     ],
@@ -115,6 +116,98 @@ def test_missing_classes_can_be_allowed(pacs):
     assert dataset.class_names == ["dog", "house"]
     assert [len(environment) for environment in dataset] == [10, 10, 10, 5]
     assert dataset[3].targets == [0] * 5
+
+
+def shape(root, *levels):
+    """A folder of pictures below each combination of names, one level after another."""
+    for names in itertools.product(*levels):
+        make_image_folder(root.joinpath(*names[:-2]), [names[-2]], [names[-1]], n=2)
+    return datasets.get_dataset_class(f"ImageFolder:{root}")
+
+
+AB, XY = ["a", "b"], ["x", "y"]
+
+
+@pytest.mark.parametrize(
+    "levels, says",
+    [
+        ([AB, ["train", "val"], XY], r"parts of a dataset, 'train', 'val'; .*up one"),
+        ([AB, ["Full"], XY], "parts of a dataset, 'Full'"),
+        ([AB, ["x"]], "at least two classes; it has 'x'"),
+        ([AB, ["images"], XY], r"it has 'images'; its first picture is .*a/images/x/0"),
+    ],
+)
+def test_a_level_too_many_or_a_class_too_few_is_refused(levels, says, tmp_path):
+    with pytest.raises(InputError, match=says):
+        shape(tmp_path, *levels)(None, [0], PLAIN)
+
+
+def test_a_deeper_level_is_said(tmp_path, capsys):
+    cls = shape(tmp_path, AB, ["animals", "plants"], XY)
+    assert cls(None, [0], PLAIN).class_names == ["animals", "plants"]
+    assert "all lie deeper, as " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_an_environment_needs_pictures(allowed, tmp_path):
+    cls = shape(tmp_path, AB, XY)
+    for picture in (tmp_path / "b").rglob("*.png"):
+        picture.rename(picture.with_suffix(".gif"))
+    hparams = PLAIN | {"allow_missing_classes": allowed}
+    with pytest.raises(InputError, match=r"'b' .* holds no pictures but 4 \.gif"):
+        cls(None, [0], hparams)
+
+
+def test_an_empty_class_is_a_missing_one(tmp_path):
+    cls = shape(tmp_path, AB, XY)
+    for picture in (tmp_path / "b" / "y").iterdir():
+        picture.unlink()
+    with pytest.raises(InputError, match=r"'b' .* no picture of the class 'y'"):
+        cls(None, [0], PLAIN)
+    assert len(cls(None, [0], PLAIN | {"allow_missing_classes": True})[1]) == 2
+
+
+def test_links_to_one_folder_are_not_two_domains(tmp_path):
+    shape(tmp_path, AB, XY)
+    (tmp_path / "c").symlink_to("a")
+    cls = datasets.get_dataset_class(f"ImageFolder:{tmp_path}")
+    with pytest.raises(InputError, match=r"a, c in .* are links to one folder"):
+        cls(None, [0], PLAIN)
+
+
+def test_all_broken_pictures_are_named_at_once(tmp_path):
+    dataset = shape(tmp_path, AB, XY)(None, [0], PLAIN)
+    (tmp_path / "a" / "x" / "0.png").write_bytes(b"")
+    (tmp_path / "b" / "y" / "1.png").write_text("<html>")
+    with pytest.raises(InputError, match=r"a/x/0.png.* 1 more .*b/y/1.png; replace"):
+        dataset[0][0]
+
+
+def test_one_spelling_of_a_class_is_one_class(tmp_path):
+    """As macOS and others write it."""
+    cls = shape(tmp_path, ["a"], ["caf\u00e9", "x"])
+    cls = shape(tmp_path, ["b"], ["cafe\u0301", "x"])
+    dataset = cls(None, [0], PLAIN)
+    assert dataset.num_classes == 2
+    assert [len(environment) for environment in dataset] == [4, 4]
+
+
+def test_domains_stand_where_their_names_say(tmp_path):
+    """Another copy of VLCS sorts otherwise."""
+    folders = ["CALTECH", "LABELME", "PASCAL", "SUN"]
+    make_image_folder(tmp_path / "VLCS", folders, ["bird", "car"], n=1)
+    dataset = datasets.VLCS(str(tmp_path), [2], PLAIN)
+    names = [dataset.environment_name(i) for i in range(4)]
+    assert names == ["CALTECH", "LABELME", "SUN", "PASCAL"]
+    (tmp_path / "VLCS" / "SUN").rename(tmp_path / "VLCS" / "VOC2007")
+    with pytest.raises(InputError, match=r"PASCAL \(V\), VOC2007 \(V\). Rename"):
+        datasets.VLCS(str(tmp_path), [2], PLAIN)
+
+
+def test_known_classes_are_looked_for(tmp_path):
+    make_image_folder(tmp_path / "VLCS", list("CLSV"), ["left", "right"], n=1)
+    with pytest.raises(InputError, match=r"with the classes bird, .* 'left', 'right'"):
+        datasets.VLCS(str(tmp_path), [2], PLAIN)
 
 
 def test_any_folder_is_a_dataset(tmp_path, pacs):
@@ -324,7 +417,7 @@ def test_emoji_dg_appears_only_when_whole(tmp_path, monkeypatch):
 
     with monkeypatch.context() as broken:
         broken.setattr(zipfile.ZipFile, "extract", fail)
-        with pytest.raises(OSError, match="disk full"):
+        with pytest.raises(InputError, match=r"disk full.* another --data_dir"):
             datasets.EmojiDG(str(tmp_path), [0], PLAIN)
     assert not (tmp_path / "emoji_dg").exists()
     dataset = datasets.EmojiDG(str(tmp_path), [0], PLAIN)

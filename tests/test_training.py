@@ -11,6 +11,7 @@ import torch
 from domainbed import (
     algorithms,
     arguments,
+    datasets,
     hparams_registry,
     model_selection,
     training,
@@ -213,10 +214,11 @@ def test_hparams_mean_the_same_in_every_form(tmp_path):
 
 @pytest.mark.parametrize(
     "wanted, numbers",
-    [(["2"], [2]), (["P", "0"], [2, 0]), ([3, "C"], [3, 1])],
+    [(["2"], [2]), (["P", "0"], [2, 0]), ([3, "C"], [3, 1]), (["Sketch"], [3])],
 )
 def test_test_envs_are_given_by_number_or_name(wanted, numbers):
-    assert arguments.environment_numbers(wanted, ("A", "C", "P", "S")) == numbers
+    known_as = datasets.PACS.KNOWN_AS
+    assert arguments.environment_numbers(wanted, "ACPS", known_as) == numbers
 
 
 def test_a_number_counts_before_a_name():
@@ -287,7 +289,7 @@ def test_worker_processes_never_outnumber_the_cores(
         (["--steps", "-1"], "--steps is -1; it must be at least 0"),
         (["--holdout_fraction", "1.0"], "--holdout_fraction is 1.0"),
         (["--task", "domain_adaptation"], "needs --uda_holdout_fraction above 0"),
-        (["--hparams", "@/nowhere.json"], "--hparams @/nowhere.json: cannot read it"),
+        (["--hparams", "@/nowhere.json"], "cannot read /nowhere.json: No such file"),
         (["--hparams", "betta=1"], "no hyperparameter 'betta'. Did you mean 'beta'?"),
     ],
 )

@@ -19,8 +19,8 @@ from typing import IO, Any
 
 from domainbed.lib.errors import InputError
 from domainbed.lib.optional import require
+from domainbed.lib.pictures import is_litter
 
-LITTER = ("__MACOSX", ".DS_Store")
 DAMAGED = (
     zipfile.BadZipFile,
     tarfile.TarError,
@@ -60,7 +60,7 @@ def extract(path: Path, entries: Iterator[Entry], to: Path) -> None:
     try:
         for name, is_folder, open_entry in entries:
             place = inside(name, path)
-            if any(p in LITTER or p.startswith("._") for p in place.parts):
+            if any(map(is_litter, place.parts)):
                 continue
             target = to.joinpath(*place.parts)
             if is_folder:

@@ -8,9 +8,9 @@ import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
-from torchvision.datasets.folder import IMG_EXTENSIONS
-
 from domainbed.lib.errors import InputError
+from domainbed.lib.pictures import pictures, plain
+from domainbed.lib.texts import read_text
 
 # Beery et al. (2018) have twenty places and sixteen classes; DomainBed takes these.
 TERRA_LOCATIONS = ("38", "46", "100", "43")
@@ -26,14 +26,6 @@ TERRA_CLASSES = (
     "raccoon",
     "squirrel",
 )
-
-
-def images(folder: Path) -> Iterator[Path]:
-    """The pictures anywhere in the folder, by their endings, as ImageFolder does."""
-    for root, _, names in os.walk(folder, followlinks=True):
-        for name in names:
-            if name.lower().endswith(IMG_EXTENSIONS):
-                yield Path(root, name)
 
 
 def arrange(raw: Path, to: Path, domains: Iterable[str]) -> None:
@@ -66,11 +58,6 @@ def find_domains(raw: Path, domains: list[str]) -> dict[str, Path]:
     raise InputError(f"it holds no folder {', '.join(map(repr, missing))}")
 
 
-def plain(name: str) -> str:
-    """The name without what people spell differently: "Real World" is real_world."""
-    return re.sub(r"[\W_]+", "", name).casefold()
-
-
 def arrange_domain_net(raw: Path, to: Path, domains: Iterable[str]) -> None:
     """As `arrange`, without the duplicates, where lists beside the data tell them.
 
@@ -86,7 +73,7 @@ def arrange_domain_net(raw: Path, to: Path, domains: Iterable[str]) -> None:
     for domain in domains:
         lists = [texts.get(f"{domain}_{part}.txt") for part in ("train", "test")]
         kept = set().union(*map(read_list, lists)) if None not in lists else None
-        for image in list(images(to / domain)):
+        for image in map(Path, pictures(to / domain)):
             name = image.relative_to(to).as_posix()
             if name in removed or (kept is not None and name not in kept):
                 image.unlink()
@@ -96,7 +83,7 @@ def read_list(path: Path | None) -> set[str]:
     """The pictures that the file names, one a line, `domain/class/picture[ label]`."""
     if path is None:
         return set()
-    lines = path.read_text().splitlines()
+    lines = read_text(path).splitlines()
     return {re.sub(r"\s+\d+$", "", line.strip()) for line in lines}
 
 
@@ -109,15 +96,15 @@ def arrange_terra_incognita(raw: Path, to: Path, domains: Iterable[str]) -> None
     annotations = sorted(raw.rglob("*.json"))
     if not annotations:
         return arrange(raw, to, domains)
-    place = {image.name: image for image in images(raw)}
+    place = {image.name: image for image in map(Path, pictures(raw))}
     lacking = 0
     to.mkdir()
     for path in annotations:
         try:
-            pictures = list(terra_pictures(json.loads(path.read_text())))
+            shown = list(terra_pictures(json.loads(read_text(path))))
         except (LookupError, TypeError) as error:
             raise InputError(f"{path.name} holds no annotations") from error
-        for name, location, label in pictures:
+        for name, location, label in shown:
             if name not in place:
                 lacking += 1
                 continue

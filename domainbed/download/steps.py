@@ -17,8 +17,8 @@ from filelock import FileLock
 from domainbed import datasets
 from domainbed.download.archive import ArchiveError, one_line, unpack
 from domainbed.download.cards import CARDS, Mirror
-from domainbed.download.layout import images, plain
 from domainbed.lib.errors import InputError, UnknownNameError, did_you_mean
+from domainbed.lib.pictures import pictures, plain
 
 SOURCES = ("auto", "hf", "url", "gdrive")
 FAILURES = (OSError, http.client.HTTPException, ValueError)  # ValueError: InputError
@@ -164,8 +164,7 @@ def count(folder: Path, domains: Iterable[str]) -> dict[str, int]:
     """{domain: how many pictures its folder holds}, 0 if there is no such folder."""
     by_name = {plain(path.name): path for path in folder.iterdir() if path.is_dir()}
     return {
-        name: sum(1 for _ in images(by_name.get(plain(name), folder / name)))
-        for name in domains
+        name: len(pictures(by_name.get(plain(name), folder / name))) for name in domains
     }
 
 

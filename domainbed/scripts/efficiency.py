@@ -155,8 +155,10 @@ def write(report: dict[str, Any], folder: Path) -> None:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     check_at_least(args, steps=1, num_workers=0)
-    environments = datasets.get_dataset_class(args.dataset).ENVIRONMENTS
-    args.test_envs = environment_numbers(args.test_envs, environments)
+    dataset = datasets.get_dataset_class(args.dataset)
+    args.test_envs = environment_numbers(
+        args.test_envs, dataset.ENVIRONMENTS, dataset.KNOWN_AS
+    )
     runs = runs_of(args)
     asked = hparams_registry.parse_hparams(args.hparams)
     report = {

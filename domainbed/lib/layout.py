@@ -1,0 +1,133 @@
+"""Whether a folder has the shape of a dataset, domain/class/picture, before a run.
+
+What is wrong is an InputError that names the folder and what it holds.
+"""
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from domainbed.lib.errors import InputError
+from domainbed.lib.pictures import pictures, plain, same, subfolders
+
+# Names of a dataset's parts, which are no classes of what is in the pictures.
+PARTS = {"train", "training", "val", "valid", "validation", "crossval", "dev"}
+PARTS |= {"test", "testing", "eval", "full", "all", "trainval"}
+
+
+def names_of(dataset: type) -> list[tuple[str, ...]]:
+    """Every name of each environment of a dataset class, its own first."""
+    more = dataset.KNOWN_AS or [()] * len(dataset.ENVIRONMENTS)
+    return [(own, *also) for own, also in zip(dataset.ENVIRONMENTS, more, strict=True)]
+
+
+def in_order(dataset: type, folder: Path) -> list[str]:
+    """The environments' folders, each at the place that its name has in the dataset.
+
+    Folders none of which has a known name stand in sorted order.
+    """
+    found, names = subfolders(folder), names_of(dataset)
+    short = ", ".join(dataset.ENVIRONMENTS)
+    if len(found) != len(names):
+        raise InputError(
+            f"{folder} should hold the {len(names)} environments of "
+            f"{dataset.__name__} ({short}), one folder each; it holds: "
+            f"{', '.join(found) or 'none'}."
+        )
+    places = [place_of(name, names) for name in found]
+    if places.count(None) == len(places):
+        return found
+    if sorted(p for p in places if p is not None) != [*range(len(names))]:
+        meant = (
+            f"{name} ({'?' if place is None else dataset.ENVIRONMENTS[place]})"
+            for name, place in zip(found, places, strict=True)
+        )
+        raise InputError(
+            f"{folder} should hold the environments of {dataset.__name__}, {short}; "
+            f"by their names its folders are {', '.join(meant)}. Rename them."
+        )
+    return [found[places.index(i)] for i in range(len(names))]
+
+
+def place_of(name: str, names: Sequence[tuple[str, ...]]) -> int | None:
+    """The number of the environment that has the name, None if none has."""
+    exact = [i for i, own in enumerate(names) if same(name) == same(own[0])]
+    alike = [i for i, own in enumerate(names) if plain(name) in map(plain, own)]
+    return next(iter(exact or alike), None)
+
+
+def all_classes(folder: Path, environments: list[str]) -> list[str]:
+    """The sorted union of the environments' class names, no two of them alike."""
+    real = Counter(os.path.realpath(folder / name) for name in environments)
+    twice = [n for n in environments if real[os.path.realpath(folder / n)] > 1]
+    if twice:
+        raise InputError(f"{', '.join(twice)} in {folder} are links to one folder.")
+    own = (subfolders(folder / name) for name in environments)
+    union = {same(name): name for names in own for name in names}
+    return sorted(union.values())
+
+
+def check_classes(folder: Path, classes: list[str], known: Sequence[str]) -> None:
+    """InputError unless these can be classes: two or more, not a dataset's parts."""
+    there = ", ".join(map(repr, classes)) or "none"
+    example = next(iter(pictures(folder)), None)
+    where = f"; its first picture is {example}" if example else ""
+    expected = f"{folder} should hold DOMAIN/CLASS/PICTURE"
+    if classes and {name.casefold() for name in classes} <= PARTS:
+        raise InputError(
+            f"{expected}, but its domains hold parts of a dataset, {there}{where}; "
+            "move the class folders up one level."
+        )
+    if len(classes) < 2:
+        raise InputError(
+            f"{expected} with at least two classes; it has {there}{where}. Perhaps it "
+            "is a level too high or too low."
+        )
+    if known and not {plain(name) for name in classes} & {*map(plain, known)}:
+        raise InputError(
+            f"{expected} with the classes {', '.join(known)}; it has {there}{where}."
+        )
+
+
+def check_pictures(environments: list[Any], missing_allowed: bool) -> None:
+    """InputError for an environment without pictures, or of a class unless allowed.
+
+    What lies deeper than its class's folder is said on standard error.
+    """
+    for env in environments:
+        if not env.samples:
+            raise InputError(
+                f"the environment {Path(env.root).name!r} in {Path(env.root).parent} "
+                f"holds no pictures{other_files(env.root)}; their names end in "
+                ".jpg, .jpeg, .png, .webp, .bmp, .tif, .tiff, .ppm or .pgm."
+            )
+        counts = Counter(label for _, label in env.samples)
+        lacking = [c for label, c in enumerate(env.classes) if not counts[label]]
+        if lacking and not missing_allowed:
+            raise InputError(
+                f"environment {Path(env.root).name!r} in {Path(env.root).parent} has "
+                f"no picture of the class {', '.join(map(repr, lacking))}, which other "
+                "environments have; --allow_missing_classes goes on without."
+            )
+    paths = [(env, path) for env in environments for path, _ in env.samples]
+    deep = [p for env, p in paths if len(Path(p).relative_to(env.root).parts) > 2]
+    if len(deep) == len(paths):
+        print(
+            f"warning: no picture lies in its class's folder, all lie deeper, as "
+            f"{deep[0]}; the classes are {', '.join(environments[0].classes[:10])}.",
+            file=sys.stderr,
+        )
+
+
+def other_files(folder: str) -> str:
+    """What the folder holds instead of pictures, by the files' endings."""
+    endings = Counter(
+        os.path.splitext(name)[1] or "no ending"
+        for _, _, names in os.walk(folder)
+        for name in names
+    )
+    counted = (f"{n} {ending}" for ending, n in endings.most_common(3))
+    return f" but {', '.join(counted)}" if endings else ""

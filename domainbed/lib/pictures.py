@@ -1,0 +1,108 @@
+"""What is a picture: one answer for those who read, download and name data."""
+
+import os
+import re
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from domainbed.lib.errors import InputError
+
+# What file systems, archives and file managers leave beside the data.
+LITTER = ("@eadir", "#recycle", "$recycle.bin", "lost+found")
+LITTER += ("system volume information", "thumbs.db", "desktop.ini")
+
+
+def is_litter(name: str) -> bool:
+    """Whether a file or folder of that name is none of the data, at any depth."""
+    return name.startswith((".", "__")) or name.casefold() in LITTER
+
+
+def is_picture(name: str) -> bool:
+    """Whether a file is a picture, by its ending, as for torchvision's ImageFolder."""
+    return name.lower().endswith(IMG_EXTENSIONS) and not is_litter(name)
+
+
+def subfolders(folder: Path) -> list[str]:
+    """Names of the folders inside, sorted, without litter."""
+    return sorted(
+        entry.name
+        for entry in os.scandir(folder)
+        if entry.is_dir() and not is_litter(entry.name)
+    )
+
+
+def pictures(folder: Path | str) -> list[str]:
+    """Paths of the pictures in the folder, at any depth, in ImageFolder's order.
+
+    Links are followed, but no folder is read twice, nor one that holds this one.
+    """
+    levels = sorted((root, sorted(names)) for root, names in walk(folder))
+    return [os.path.join(r, name) for r, names in levels for name in names]
+
+
+def walk(folder: Path | str) -> Iterator[tuple[str, list[str]]]:
+    """Each folder from this one on, with the names of its pictures."""
+    own = Path(os.path.realpath(folder))
+    seen = {own, *own.parents}
+    for root, folders, names in os.walk(folder, followlinks=True):
+        kept = []
+        for name in folders:
+            real = Path(os.path.realpath(os.path.join(root, name)))
+            if not is_litter(name) and real not in seen:
+                seen.add(real)
+                kept.append(name)
+        folders[:] = kept
+        yield root, [name for name in names if is_picture(name)]
+
+
+def read_image(path: str) -> Image.Image:
+    """The picture in RGB, 8 bits; InputError with its path if it cannot be read."""
+    try:
+        with Image.open(path) as image:
+            return narrow(image).convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"cannot read the image {path}: {error}") from error
+
+
+def narrow(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits in its upper 8; ValueError where the range is not known.
+
+    Pillow's own conversion cuts off what is above 255: nearly all is white.
+    """
+    if image.mode.startswith("I;16") or (
+        image.mode == "I" and image.format in ("PNG", "PPM")  # 16 bits, in a wide mode
+    ):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(
+            f"its pixels have 32 bits (Pillow's mode {image.mode}), whose range is not "
+            "known; save it with 8 or 16 bits"
+        )
+    return image
+
+
+def unreadable(paths: list[str]) -> list[str]:
+    """Those pictures that cannot be read."""
+    broken = []
+    for path in paths:
+        try:
+            read_image(path)
+        except InputError:
+            broken.append(path)
+    return broken
+
+
+def plain(name: str) -> str:
+    """The name without what people spell differently: "Real World" is real_world."""
+    name = unicodedata.normalize("NFC", name)
+    return re.sub(r"[\W_]+", "", name).casefold()
+
+
+def same(name: str) -> str:
+    """The name as it is compared: one spelling of what looks alike (NFC)."""
+    return unicodedata.normalize("NFC", name)

@@ -1,0 +1,27 @@
+"""Text that others wrote: in UTF-8, with a mark before it, or as Windows saves it."""
+
+import codecs
+from pathlib import Path
+
+from domainbed.lib.errors import InputError
+
+MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+
+
+def read_text(path: Path | str) -> str:
+    """The file's text; InputError, with its path, if it is no text in UTF-8."""
+    try:
+        content = Path(path).read_bytes()
+        marked = (MARKS[mark] for mark in MARKS if content.startswith(mark))
+        return content.decode(next(marked, "utf-8")).replace("\r\n", "\n")
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path} is not in UTF-8 ({error.reason} at byte {error.start}); save it "
+            "as that."
+        ) from error
