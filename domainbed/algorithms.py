@@ -49,7 +49,7 @@ register = REGISTRY.register
 # run's arguments and the tower that is rebuilt.
 FACTS = ("class_names", "run", "tower")
 # Attributes of an algorithm that a state leaves out: configuration, or the run's.
-NO_STATE = ("hparams", "given", "step")
+NO_STATE = ("hparams", "given", "step", "n_steps")
 
 
 def all_of(minibatches: Minibatches) -> tuple[torch.Tensor, torch.Tensor]:
@@ -125,6 +125,7 @@ class Algorithm(nn.Module):
 
     given = "images"  # what x is: set by the run, "images" or the name of `stored_kind`
     step = 0  # set by the run before each update: the steps that were taken before it
+    n_steps = 5001  # set by the run: the steps that it will have taken at its end
 
     def __init__(
         self,

@@ -19,6 +19,7 @@ from domainbed.algorithms import register
 from domainbed.algorithms_lfa import CLIPAlgorithm, unit
 from domainbed.backbones import VisionTransformer, attend
 from domainbed.lib.errors import UnknownNameError, check_hparam
+from domainbed.lib.schedules import SCHEDULES, set_learning_rate, share
 
 HEADS = ("text", "linear")
 
@@ -26,7 +27,8 @@ HEADS = ("text", "linear")
 class TowerCLIP(CLIPAlgorithm):
     """Something that trains in or beside a frozen image tower, with AdamW.
 
-    It takes images: of a token that is not the class token nothing is stored.
+    It takes images: of a token that is not the class token nothing is stored. The
+    papers let the learning rate rise and fall: `schedule` and `warmup_steps`.
     """
 
     TAKES_FEATURES = False
@@ -36,7 +38,7 @@ class TowerCLIP(CLIPAlgorithm):
     def hparam_rows(cls, dataset):
         rows = super().hparam_rows(dataset)
         del rows["feature_dtype"], rows["momentum"]
-        return rows
+        return rows | {"schedule": ("constant", None), "warmup_steps": (0, None)}
 
     @classmethod
     def few_shot_rows(cls, dataset, shots):
@@ -44,12 +46,23 @@ class TowerCLIP(CLIPAlgorithm):
         return {name: rows[name] for name in ("batch_size", "epochs")}
 
     def make_optimizer(self, parameters):
+        check_hparam(self.hparams, "warmup_steps", 0)
+        if (schedule := self.hparams["schedule"]) not in SCHEDULES:
+            name = "value of the hyperparameter schedule:"
+            raise UnknownNameError(name, schedule, SCHEDULES)
         return torch.optim.AdamW(
             parameters,
             lr=self.hparams["lr"],
             betas=self.BETAS,
             weight_decay=self.hparams["weight_decay"],
         )
+
+    def update(self, minibatches, unlabeled=None):
+        schedule, warmup = (self.hparams[name] for name in ("schedule", "warmup_steps"))
+        if schedule != "constant" or warmup:
+            at = share(schedule, self.step, self.n_steps, warmup)
+            set_learning_rate(self.optimizer, self.hparams["lr"] * at)
+        return super().update(minibatches, unlabeled)
 
     @property
     def blocks(self) -> nn.ModuleList:

@@ -76,6 +76,7 @@ class Run(RunEvaluation):
         ).to(self.device)
         n_steps = self.task.n_steps(self)
         self.n_steps = min(n_steps, algorithm_class.MAX_STEPS or n_steps)
+        self.algorithm.n_steps = self.n_steps
         self.output_dir = Path(args.output_dir)
         self.records = RunRecords(self.output_dir)
         folder = None if args.no_tensorboard else self.output_dir / "tensorboard"

@@ -184,6 +184,20 @@ def test_dropout_is_for_training_only_and_can_be_0(name):
         assert torch.equal(kept.predict(x), dropped.eval().predict(x))
 
 
+def test_the_rate_is_a_function_of_the_step():
+    arc = make("ARC_att", schedule="cosine", warmup_steps=2, lr=0.01)
+    batch = [(images(arc), torch.tensor([0, 1, 2]))]
+    arc.n_steps, rates = 10, []
+    for arc.step in (0, 1, 6, 2):
+        arc.update(batch)
+        rates.append(arc.optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([0.005, 0.01, 0.005, 0.01])
+    plain = make("ARC_att", lr=0.01)
+    plain.optimizer.param_groups[0]["lr"] = 0.5  # as a task that has its own rates
+    plain.update(batch)
+    assert plain.optimizer.param_groups[0]["lr"] == 0.5
+
+
 def test_arc_steps_no_further_than_gradients_of_length_1():
     arc = make("ARC")
     own = trained(arc).values()
@@ -217,6 +231,8 @@ def test_parameter_counts_of_vit_b16(name, hparams, count, monkeypatch):
         ("MAM", {"mam_l": -1}, "mam_l is -1; it must be at least 0"),
         ("MAM", {"mam_r": 0}, "mam_r is 0; it must be at least 1"),
         ("MAM", {"head": "txt"}, "head: 'txt'.*Did you mean 'text'"),
+        ("MAM", {"schedule": "cos"}, "schedule: 'cos'.*known: constant, linear, cos"),
+        ("ARC", {"warmup_steps": -1}, "warmup_steps is -1; it must be at least 0"),
     ],
 )
 def test_wrong_values_are_named(name, hparams, says):

@@ -91,6 +91,13 @@ def test_the_saved_model_answers_as_the_trained_one(tmp_path):
         assert torch.equal(loaded.predict(x), trained.algorithm.eval().predict(x))
 
 
+@pytest.mark.parametrize("algorithm, n_steps", [("LFA", 7), ("ZeroShotCLIP", 1)])
+def test_an_algorithm_is_told_how_many_steps_there_are(algorithm, n_steps, tmp_path):
+    flags = ["--dataset", "Debug28", "--algorithm", algorithm, "--steps", "7"]
+    told = training.Run(train.parse_args([*flags, "--output_dir", str(tmp_path)]))
+    assert told.algorithm.n_steps == n_steps
+
+
 def test_zero_shot_takes_one_step(tmp_path):
     records = run(tmp_path, "--steps", "50", algorithm="ZeroShotCLIP")
     assert [record["step"] for record in records] == [0]
