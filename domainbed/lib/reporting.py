@@ -4,6 +4,7 @@ import json
 import math
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ REPEATED = "warning: {} runs have records of one step twice, the last count: {}"
 COPIED = "{} runs stand in several folders and count once: {}"
 DIVERGED = "warning: {} runs diverged (their records hold NaN): {}"
 EMPTY = "{} folders hold no records: {}"
-PROBLEMS = (BROKEN, REPEATED, COPIED, DIVERGED, EMPTY)
+FAULTS = "what is wrong with the broken records"
+PROBLEMS = (BROKEN, FAULTS, REPEATED, COPIED, DIVERGED, EMPTY)
 ACCURACY = re.compile(r"(?:fd_)?env(.*)_(?:in|out|uda)_acc", re.DOTALL)
 
 
@@ -50,9 +52,13 @@ def load_runs(*paths: str | Path) -> list[tuple[Path, Q]]:
                 problems[COPIED].append(str(folder))
             if key not in runs or len(steps) > len(runs[key][1]):
                 runs[key] = folder, steps
+    faults = Counter(problems.pop(FAULTS))
     for text, places in problems.items():
         if places:
-            print(text.format(len(places), listed(places)), file=sys.stderr)
+            said = text.format(len(places), listed(places))
+            if text == BROKEN and faults:
+                said += f": {listed(f'{fault} ({n})' for fault, n in faults.items())}"
+            print(said, file=sys.stderr)
     return [(folder, Q(steps.values())) for folder, steps in runs.values()]
 
 
@@ -66,10 +72,13 @@ def read_records(
     except OSError as error:
         problems[BROKEN].append(f"{file} ({error.strerror})")
         return []
-    parsed = {number: parse_record(line) for number, line in lines.items()}
-    records = [record for record in parsed.values() if record is not None]
-    gaps = [number for number, record in parsed.items() if record is None]
-    problems[BROKEN] += [f"{file} line {number}" for number in gaps]
+    records = []
+    for number, line in lines.items():
+        try:
+            records.append(parse(line))
+        except ValueError as error:
+            problems[BROKEN].append(f"{file} line {number}")
+            problems[FAULTS].append(str(error))
     if not lines:
         problems[EMPTY].append(str(folder))
     for record in records:  # what list_top_hparams shows
@@ -104,14 +113,25 @@ def read_lines(file: Path) -> dict[int, bytes]:
 def parse_record(line: str | bytes) -> dict[str, Any] | None:
     """The record on a line of results.jsonl, None if it is not a whole one."""
     try:
+        return parse(line)
+    except ValueError:
+        return None
+
+
+def parse(line: str | bytes) -> dict[str, Any]:
+    """The record on a line; ValueError says what is wrong if it is not a whole one."""
+    try:
         text = line.decode() if isinstance(line, bytes) else line
         record = json.loads(text)
-        if not _is_whole(record):
-            return None
-        if "\\ud" in text.lower():  # half a character: it cannot be printed
+    except (ValueError, RecursionError):
+        raise ValueError("no JSON") from None
+    if fault := next(_faults(record), None):
+        raise ValueError(fault)
+    if "\\ud" in text.lower():
+        try:
             json.dumps(record, ensure_ascii=False).encode()
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return None
+        except UnicodeEncodeError:
+            raise ValueError("half a character, which cannot be printed") from None
     if has_diverged(record):
         record |= {key: math.nan for key in record if ACCURACY.fullmatch(key)}
     return record
@@ -122,23 +142,37 @@ def has_diverged(record: dict[str, Any]) -> bool:
     return any(map(is_nan, record.values()))
 
 
-def _is_whole(record: dict[str, Any]) -> bool:
-    """Whether it has what tables need, of the right types; KeyError if not there."""
-    args, step = record["args"], record["step"]
-    return (
-        not _is_deep(record, DEPTH)
-        and is_number(step)
-        and 0 <= step < math.inf
-        and all(isinstance(args[name], str) for name in ("dataset", "algorithm"))
-        and all(is_count(args[name]) for name in ("trial_seed", "hparams_seed"))
-        and isinstance(args["test_envs"], list)
-        and len(args["test_envs"]) > 0
-        and all(is_count(env) for env in args["test_envs"])
-        and isinstance(args.get("output_dir", ""), str)
-        and is_number(args.get("holdout_fraction", 0))
-        and isinstance(record.get("hparams", {}), dict)
-        and all(_is_accuracy(*item) for item in record.items())
-    )
+def _faults(record: Any) -> Iterator[str]:
+    """What keeps it from being a record: what tables need is not there, or of a wrong
+    type.
+    """
+    if not isinstance(record, dict) or not isinstance(record.get("args"), dict):
+        yield "no object args"
+        return
+    if _is_deep(record, DEPTH):
+        yield "objects in objects without end"
+        return
+    args, step = record["args"], record.get("step")
+    envs = args.get("test_envs")
+    holds = {
+        "step is no number": is_number(step) and 0 <= step < math.inf,
+        "args.test_envs is no list of numbers": isinstance(envs, list)
+        and len(envs) > 0
+        and all(map(is_count, envs)),
+        "args.output_dir is no text": isinstance(args.get("output_dir", ""), str),
+        "args.holdout_fraction is no number": is_number(
+            args.get("holdout_fraction", 0)
+        ),
+        "hparams is no object": isinstance(record.get("hparams", {}), dict),
+    }
+    for name in ("dataset", "algorithm"):
+        holds[f"args.{name} is no text"] = isinstance(args.get(name), str)
+    for name in ("trial_seed", "hparams_seed"):
+        holds[f"args.{name} is no whole number"] = is_count(args.get(name))
+    yield from (fault for fault, held in holds.items() if not held)
+    for key, value in record.items():
+        if not _is_accuracy(key, value):
+            yield f"{key} is no share of 1"
 
 
 def _is_accuracy(key: str, value: Any) -> bool:

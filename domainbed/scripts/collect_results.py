@@ -5,6 +5,7 @@ import contextlib
 import io
 import itertools
 import math
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -160,13 +161,27 @@ def cut_cells(records: Q) -> Iterator[str]:
 
 def read_sweep(*input_dirs: str) -> Q:
     """The records of the sweeps' folders; InputError if there are none."""
-    for folder in input_dirs:
-        if not Path(folder).is_dir():
+    for folder in map(Path, input_dirs):
+        if not folder.is_dir():
             raise InputError(
                 f"--input_dir {folder} is no folder; give a sweep's output_dir."
             )
     records = reporting.load_records(*input_dirs)
     if not records:
+        for folder in map(Path, input_dirs):
+            if (folder / "results.jsonl").is_file():
+                raise InputError(
+                    f"--input_dir {folder} is a run's own folder; give its sweep's, "
+                    f"{folder.resolve().parent}."
+                )
+            sweeps = sorted(
+                {str(f.parents[1]) for f in folder.glob("*/*/results.jsonl")}
+            )
+            if sweeps:
+                raise InputError(
+                    f"--input_dir {folder} holds sweeps; give them: --input_dir "
+                    f"{shlex.join(sweeps)}."
+                )
         raise InputError(
             f"--input_dir {' '.join(input_dirs)} holds no results.jsonl with records; "
             "give a sweep's output_dir."

@@ -48,6 +48,7 @@ def test_broken_records_are_named_and_left_out(tmp_path, capsys):
     (tmp_path / "e" / "results.jsonl").symlink_to("nowhere")
     assert load_records(tmp_path) == [record([0])]
     warning, empty, _ = capsys.readouterr().err.split("\n")
+    assert warning.endswith(": no JSON (2), no object args (3)")
     assert warning.startswith("warning: 7 broken records left out: ")
     for line in (2, 3, 4, 5):
         assert f"/a/results.jsonl line {line}" in warning
@@ -144,6 +145,24 @@ def test_a_record_may_not_be_deep(levels):
     line = json.dumps(record([0]) | {"hparams": {"deep": None}})
     assert parse_record(line.replace("null", "[[1]]")) is not None
     assert parse_record(line.replace("null", deep)) is None
+
+
+@pytest.mark.parametrize(
+    "change, fault",
+    [
+        ({"hparams": None}, "hparams is no object"),
+        ({"env0_in_acc": 57.3}, "env0_in_acc is no share of 1"),
+        ({"args": {"hparams_seed": None}}, "args.hparams_seed is no whole number"),
+        ({"args": {"test_envs": [[0], [1]]}}, "args.test_envs is no list of numbers"),
+        ({"args": {"dataset": "\ud800"}}, "half a character"),
+    ],
+)
+def test_it_is_said_why_a_record_is_none(change, fault, tmp_path, capsys):
+    whole = record([0])
+    args = whole["args"] | change.pop("args", {})
+    write(tmp_path / "a", json.dumps(whole | change | {"args": args}))
+    assert load_records(tmp_path) == []
+    assert fault in capsys.readouterr().err
 
 
 def test_the_last_record_of_a_step_counts(tmp_path, capsys):

@@ -421,6 +421,16 @@ def test_an_empty_folder_leaves_no_table_behind(script, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_too_low_or_too_high_is_told(tmp_path, capsys):
+    write_run(tmp_path / "sweep", "run")
+    assert run_main("--input_dir", tmp_path / "sweep" / "run") == 2
+    sentence = f"is a run's own folder; give its sweep's, {tmp_path / 'sweep'}."
+    assert sentence in capsys.readouterr().err
+    assert run_main("--input_dir", tmp_path) == 2
+    sentence = f"holds sweeps; give them: --input_dir {tmp_path / 'sweep'}."
+    assert sentence in capsys.readouterr().err
+
+
 def test_a_table_that_cannot_be_written_is_printed_still(tmp_path, capsys):
     write_run(tmp_path, "run")
     (tmp_path / "results.txt").mkdir()  # root may write anywhere, but not to a folder
