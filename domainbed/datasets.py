@@ -267,7 +267,7 @@ class ImageDataset(MultipleDomainDataset):
     """
 
     INPUT_SHAPE = (3, 224, 224)
-    AUGMENT = AUGMENT
+    AUGMENTATION = AUGMENT
 
     def set_environments(
         self,
@@ -278,7 +278,7 @@ class ImageDataset(MultipleDomainDataset):
         """Take the environments; those that train are augmented if hparams say so."""
         self.datasets, self.input_shape = environments, self.INPUT_SHAPE
         self.evaluate = EVALUATE
-        train = self.AUGMENT if hparams["data_augmentation"] else EVALUATE
+        train = self.AUGMENTATION if hparams["data_augmentation"] else EVALUATE
         if hparams.get("clip_transform"):  # only CLIP algorithms declare it
             train = self.evaluate = clip_transform(hparams["clip_backbone"])
             size = next(

@@ -53,7 +53,7 @@ class WILDSDataset(ImageDataset):
     MODULE: str
     NAME: str
     FIELD: str
-    AUGMENT = Compose([RESIZE, CROP, *CHANGE, *NORMALIZE])
+    AUGMENTATION = Compose([RESIZE, CROP, *CHANGE, *NORMALIZE])
 
     def __init__(self, root, test_envs, hparams):
         source = getattr(require(f"wilds.datasets.{self.MODULE}", "wilds"), self.NAME)
@@ -106,7 +106,7 @@ class Spawrious(ImageDataset):
     class_names = ["bulldog", "corgi", "dachshund", "labrador"]
     num_classes = 4
     BREEDS = ("bulldog", "dachshund", "labrador", "corgi")
-    AUGMENT = Compose([RESIZE, *CHANGE, *NORMALIZE])
+    AUGMENTATION = Compose([RESIZE, *CHANGE, *NORMALIZE])
     TOTAL = 3168  # images of each breed in a training environment
     PLACES: tuple[str, ...]  # of each breed when training
     TEST_PLACES: tuple[str, ...]

@@ -324,7 +324,7 @@ def test_spawrious_ties_breeds_to_places(name, tmp_path, monkeypatch):
     ],
 )
 def test_each_datasets_augmentation_is_upstreams(name, first):
-    steps = datasets.get_dataset_class(name).AUGMENT.transforms
+    steps = datasets.get_dataset_class(name).AUGMENTATION.transforms
     rest = ["RandomHorizontalFlip", "ColorJitter", "RandomGrayscale"]
     rest += ["ToTensor", "Normalize"]
     assert [type(step).__name__ for step in steps] == first + rest
@@ -454,3 +454,10 @@ def test_emoji_houses_asks_who_drew_the_images_of_emoji_dg(tmp_path):
         kind = kinds.get(name) or drawn[path.name].parts[-3]
         other = tmp_path / "emoji_houses" / kind / house / path.name
         assert other.read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["EmojiDG", "EmojiHouses"])
+def test_the_datasets_that_ship_are_augmented_as_all_others(name, tmp_path):
+    dataset = datasets.get_dataset_class(name)(str(tmp_path), [1], AUGMENTED)
+    assert dataset[0].transform is datasets.AUGMENT
+    assert dataset[1].transform is datasets.EVALUATE
