@@ -35,6 +35,7 @@ ORDER = tuple(
     DeiT HViT
     ZeroShotCLIP ZeroShotCLIPName LinearProbeCLIP LFA DPLCLIP QLoRACLIP QLoRALFA
     Head2ToeLinear Head2Toe VQT ARC ARC_att MAM UniPT SHERL LST HST BatchFormerCLIP
+    TipAdapter TipAdapterF TaskRes LPPlusPlus CLAP GDA ProLIP
     LinearERM FineTuneCLIP MIRO
     """.split()  # noqa: SIM905
 )
@@ -113,6 +114,9 @@ class Algorithm(nn.Module):
     MAX_STEPS: int | None = None  # training ends after so many steps at the latest
     TAKES_FEATURES = False  # instead of images it can take its `stored_kind`
     BATCH_MATTERS = False  # what `predict` says of an item depends on its batch
+    # Whether it is shown examples of each class and domain before its first step, in
+    # `support(domains)`, held-out ones before each evaluation in `choose(batches)`.
+    NEEDS_SUPPORT = CHOOSES = False
     MIN_DOMAINS = 1  # training domains without which it has no meaning
     AFTER: tuple[str, ...] = ()  # in a sweep, these algorithms' runs end before it
     ALIASES: tuple[str, ...] = ()  # further names under which it is found

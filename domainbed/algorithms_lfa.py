@@ -105,10 +105,11 @@ class CLIPAlgorithm(Algorithm):
     # were. So each class says it of its own steps; it is not inherited.
     RECORDABLE = False
 
-    FIXED_CLASSES = False
+    FIXED_CLASSES = NEEDS_SUPPORT = CHOOSES = False
 
     def __init__(self, input_shape, num_classes, num_domains, hparams):
         super().__init__(input_shape, num_classes, num_domains, hparams)
+        self.num_domains = num_domains
         self.backbone = self.load_backbone()
         names = hparams.get("class_names")
         if names is None:

@@ -27,6 +27,8 @@ class RunEvaluation(RunInputs):
         """
         results, self.answers = {}, []
         self.tell(to_train=False)
+        if self.algorithm.CHOOSES:
+            self.algorithm.choose(self.examples_to_choose_by())
         for split in self.splits if splits is None else splits:
             items = self.items(split, to_train=False)
             batch = EVAL_BATCH if self.algorithm.BATCH_MATTERS else eval_batch(items)

@@ -2,7 +2,10 @@
 
 import contextlib
 import functools
+import itertools
 import os
+import random
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +22,10 @@ from domainbed.features.store import (
 from domainbed.features.vectors import Vectors
 from domainbed.lib import misc
 from domainbed.lib.errors import InputError
-from domainbed.lib.fast_data_loader import InfiniteDataLoader
+from domainbed.lib.fast_data_loader import FastDataLoader, InfiniteDataLoader
 from domainbed.lib.memory import free_bytes
 from domainbed.lib.precision import computed_in
+from domainbed.lib.shots import k_shots
 from domainbed.tasks import Split
 
 SHARE = 0.1  # of free memory, at most, for features: other runs want theirs
@@ -157,6 +161,35 @@ class RunInputs:
             )
             for split in splits
         ]
+
+    def support_set(self) -> list[Iterable]:
+        """Batches of each training domain's support set, drawn by the trial's seed.
+
+        It has `support_shots` examples of each class, all that there are of fewer.
+        """
+        self.tell(to_train=False)
+        domains = []
+        for split in self.splits:
+            if split.role == "train":
+                labels = misc.labels_of(Subset(self.dataset[split.env], split.keys))
+                generator = random.Random(
+                    misc.seed_hash(self.args.trial_seed, split.env)
+                )
+                places = k_shots(labels, self.hparams["support_shots"], generator)
+                own = split._replace(keys=[split.keys[i] for i in places])
+                domains.append(self.read_once(own))
+        return domains
+
+    def examples_to_choose_by(self) -> Iterable:
+        """Batches of what is held out or, for `as_published`, of what is tested."""
+        role = "test" if self.hparams["as_published"] else "select"
+        splits = [split for split in self.splits if split.role == role]
+        return itertools.chain.from_iterable(map(self.read_once, splits))
+
+    def read_once(self, split: Split) -> Iterable:
+        """Batches of a split's items as evaluation sees them, on the run's device."""
+        loader = FastDataLoader(self.items(split, to_train=False), 64, self.workers(1))
+        return map(self.to_device, loader)
 
     def to_device(self, batch: Any) -> Any:
         """Tensors, or lists and tuples of them, on the run's device."""

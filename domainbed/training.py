@@ -92,6 +92,8 @@ class Run(RunEvaluation):
         once `stopping` is set.
         """
         first, logged = self.resume()
+        if first == 0 and self.algorithm.NEEDS_SUPPORT:
+            self.algorithm.support(self.support_set())
         steps_per_epoch = self.task.steps_per_epoch(self)
         batches = self.task.batches(self, first)
         self.stepping = True

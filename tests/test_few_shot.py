@@ -180,3 +180,31 @@ def test_no_other_job_knows_the_arguments_of_few_shot_jobs(tmp_path):
         ["launch", "--task", "few_shot", "--output_dir", "o", "--data_dir", "d"]
     ).datasets
     assert {"EuroSAT", "EmojiHouses"} < {*default} and "PACS" not in default
+
+
+def test_probes_are_shown_their_shots_and_choose_on_validation(data, tmp_path):
+    run = run_of(data, tmp_path, algorithm="TipAdapter")
+    (domain,) = run.support_set()
+    z, y = (torch.cat(parts) for parts in zip(*domain, strict=True))
+    assert sorted(y.tolist()) == [0] * 4 + [1] * 4 + [2] * 4
+    held = [len(y) for _, y in run.examples_to_choose_by()]
+    tested = run_of(data, tmp_path, algorithm="GDA", hparams=["as_published=true"])
+    assert held == [12]
+    assert [len(y) for _, y in tested.examples_to_choose_by()] == [len(run.dataset[1])]
+    run.train()
+    assert (run.algorithm.values.sum(0) == 4).all()
+    assert torch.equal(run.algorithm.keys[:12], run.algorithm.embed(z))
+
+
+@pytest.mark.parametrize("name", ["TipAdapterF", "LPPlusPlus", "CLAP", "ProLIP"])
+def test_a_probe_goes_on_with_the_support_it_had(name, data, tmp_path, interrupt):
+    flags = {"algorithm": name, "hparams": ["epochs=6"]}
+    train.main(command(data, tmp_path / "whole", "--checkpoint_freq", "2", **flags))
+    again = interrupt("update", 5)
+    with pytest.raises(SystemExit):
+        train.main(
+            command(data, tmp_path / "halves", "--checkpoint_freq", "2", **flags)
+        )
+    again()
+    train.main(command(data, tmp_path / "halves", "--checkpoint_freq", "2", **flags))
+    assert lines(tmp_path / "halves") == lines(tmp_path / "whole")

@@ -160,3 +160,19 @@ def test_an_unknown_task_is_named(tmp_path):
     with pytest.raises(InputError, match="Did you mean 'domain_adaptation'"):
         get_task("domain_adaptatoin")
     assert all(get_task(name) is task for name, task in TASKS.items())
+
+
+def test_a_support_set_is_of_the_training_domains_alone(pacs, tmp_path):
+    flags = ["--dataset", "PACS", "--data_dir", str(pacs), "--num_workers", "0"]
+    hparams = ["clip_backbone=emoji", "support_shots=2"]
+    run = run_of(tmp_path, *flags, "--algorithm", "GDA", hparams=hparams)
+    domains = [[y.tolist() for _, y in domain] for domain in run.support_set()]
+    assert len(domains) == 3 and all(
+        sorted(labels) == [0, 0, 1, 1] for (labels,) in domains
+    )
+    again = run_of(tmp_path, *flags, "--algorithm", "GDA", hparams=hparams)
+    for own, other in zip(run.support_set(), again.support_set(), strict=True):
+        (x, _), (z, _) = next(iter(own)), next(iter(other))
+        assert torch.equal(x, z)
+    held = sum(len(y) for _, y in run.examples_to_choose_by())
+    assert held == 3 * 2  # a fifth of ten, of each training domain
