@@ -106,22 +106,6 @@ def attention(block, q, kv, keys=None, values=None):
     return attn.out_proj(out)
 
 
-def saved_bytes(algorithm, minibatches):
-    """The loss, and how much is kept for its backward pass, weights aside."""
-    weights = {p.untyped_storage().data_ptr() for p in algorithm.parameters()}
-    kept = {}
-
-    def keep(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = algorithm.train().loss(minibatches)
-    return loss, sum(kept.values())
-
-
 def n_parameters_of_vit_b16(name, monkeypatch, **hparams):
     """What trains on ViT-B/16 and 7 classes; all of it, and only it, is optimised."""
     with torch.device("meta"):

@@ -88,6 +88,27 @@ def measure(args: argparse.Namespace) -> dict[str, Any] | None:
     return figures | {"memory_gb": training.peak_memory_gb(), "machine": machine()}
 
 
+def kept_for_backward(algorithm: torch.nn.Module, minibatches: Any) -> int:
+    """Bytes that the loss of a CLIP method's step keeps for its backward pass.
+
+    Each storage counts once, weights and buffers not at all.
+    """
+    held = (*algorithm.parameters(), *algorithm.buffers())
+    ours = {tensor.untyped_storage().data_ptr() for tensor in held}
+    kept = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in ours:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        graph = algorithm.loss(minibatches)  # held, or what it keeps would be freed
+    assert graph.requires_grad
+    return sum(kept.values())
+
+
 def seconds(function: Callable[[], Any]) -> float:
     """What a call takes, until the GPU, if there is one, has done its part."""
     started = time.perf_counter()
