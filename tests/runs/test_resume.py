@@ -14,7 +14,7 @@ import torch
 from helpers import SMALL, command, lines
 
 from domainbed import algorithms, training
-from domainbed.algorithms import ALGORITHMS
+from domainbed.algorithms import ALGORITHMS, ORDER
 from domainbed.backbones import read_clip
 from domainbed.lib import misc
 from domainbed.runs import provenance
@@ -64,7 +64,8 @@ def test_an_interrupted_run_ends_as_one_that_was_not(
             assert torch.equal(own["model_dict"][key], value)
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+# Upstream's own but ERM are interrupted in tests/test_zoo.py.
+@pytest.mark.parametrize("algorithm", [n for n in ALGORITHMS if n not in ORDER[1:34]])
 def test_any_algorithm_stops_after_any_step(tmp_path, algorithm):
     """Each step in an object of its own, bitwise as all of them in one."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
