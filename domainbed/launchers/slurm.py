@@ -353,7 +353,7 @@ def place_in_queue(folder: RunFolder, state: str, reason: str) -> tuple[str, str
     ends = re.findall(r"CANCELLED AT [^\n]*", folder.slurm_log())
     if state == "CANCELLED" or (ends and "DUE TO" not in ends[-1]):
         return "cancelled", "launch --retry submits it again"
-    return "lost", f"no job is to run it ({state or 'unknown to Slurm'})"
+    return "lost", f"no job is to run it ({state or 'cancelled, or lost'})"
 
 
 def job_of(folder: RunFolder) -> str | None:

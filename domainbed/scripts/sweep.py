@@ -31,6 +31,8 @@ from domainbed.tasks import TASKS, class_for, get_task
 WAITED_FOR = ("local", "multi_gpu", "pool")
 # What each job is given of these, if it is given.
 RUN_FLAGS = tuple(vars(run_flags().parse_args([])))
+# In the names of folders; the store holds what a run computes without it, but rounded.
+DIGESTED = {*DECISIVE} - {"no_feature_store"}
 # States of runs that another launch goes on with.
 AGAIN = ("failed", "stale", "waiting", "cancelled", "lost")
 
@@ -196,11 +198,11 @@ def jobs_of(args: argparse.Namespace) -> list[Job]:
     args_list = few_shot_args(args) if few_shot else all_args(args)
     given = {name: getattr(args, name) for name in RUN_FLAGS}
     given = {name: value for name, value in given.items() if value is not None}
-    decisive = {name: value for name, value in given.items() if name in DECISIVE}
-    decisive |= {"auto_lr": True} if args.auto_lr else {}
-    jobs = [Job(train_args | decisive, args.output_dir) for train_args in args_list]
+    digested = {name: value for name, value in given.items() if name in DIGESTED}
+    digested |= {"auto_lr": True} if args.auto_lr else {}
+    jobs = [Job(train_args | digested, args.output_dir) for train_args in args_list]
     for job in jobs:
-        job.options = {n: value for n, value in given.items() if n not in DECISIVE}
+        job.options = {n: value for n, value in given.items() if n not in DIGESTED}
     return jobs
 
 

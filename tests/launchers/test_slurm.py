@@ -269,7 +269,7 @@ def test_status_says_what_slurm_does_with_each_run(cluster, tmp_path, capsys):
     assert f"{name} (EmojiDG" in out
     assert "JobHeldUser; scontrol release lets it go" in out
     assert "no job is to run it (FAILED)" in out
-    assert "no job is to run it (unknown to Slurm)" in out
+    assert "no job is to run it (cancelled, or lost)" in out
     down(cluster, "squeue")
     launch(tmp_path / "sweep", command="status")
     assert "1 stale, 7 waiting, 0 not launched.\n" in capsys.readouterr().out
