@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from domainbed.lib.identity import differences
@@ -79,17 +79,30 @@ def read_facts(folder: Path) -> dict[str, str] | None:
     """What run.json says of the run, None if that is not whole."""
     try:
         about = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        # What it is made of; older versions knew of one attempt only.
+        attempts = about.get("attempts", [about])
+
+        def over(fact: Callable[[dict], object]) -> str:
+            return " then ".join(dict.fromkeys(str(fact(own)) for own in attempts))
+
         facts = {
-            "torch version": about["versions"]["torch"],
-            "domainbed version": about["versions"]["domainbed"],
-            "git state": about["git"],
-            "device": about["device"],
+            "torch version": over(lambda own: own["versions"]["torch"]),
+            "domainbed version": over(lambda own: own["versions"]["domainbed"]),
+            "git state": over(lambda own: own["git"]),
+            "device": over(lambda own: own["device"]),
             "fingerprint": about["dataset"],
             "split": about["split"],
             **{name: about["args"][name] for name in ARGS},
         }
         return {name: str(value) for name, value in facts.items()}
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        RecursionError,
+    ):
         return None
 
 

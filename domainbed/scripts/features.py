@@ -1,7 +1,7 @@
 """Build, list, verify and prune stored layer features."""
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +44,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     for name, function in COMMANDS.items():
         command = commands.add_parser(
-            name, help=function.__doc__.splitlines()[0], description=function.__doc__
+            name, help=first_line(function), description=function.__doc__
         )
         add = command.add_argument
         add(
@@ -75,6 +75,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
             add("--skip_confirmation", action="store_true")
         add_quiet(command)
     return parser.parse_args(argv)
+
+
+def first_line(function: Callable[..., None]) -> str | None:
+    """Of its docstring; None under python -OO, which has none."""
+    return function.__doc__ and function.__doc__.splitlines()[0]
 
 
 def run_of(args: argparse.Namespace) -> training.Run:

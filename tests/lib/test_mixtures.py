@@ -97,3 +97,14 @@ def test_runs_of_one_draw_that_are_no_copies_are_named():
         "PACS, LFA, test environments [0], trial 0, draw 0: "
         "--seed was 0 and is 1, --steps was None and is 7"
     )
+
+
+def test_a_run_that_went_on_elsewhere_is_a_mixture_itself(tmp_path):
+    first = {"versions": ABOUT["versions"], "git": None, "device": "cpu"}
+    second = first | {"device": "H200"}
+    write(tmp_path / "a")
+    write(tmp_path / "b", attempts=[first, first])
+    write(tmp_path / "c", attempts=[first, second, second])
+    assert list(mixtures(tmp_path)) == [
+        "warning: runs differ in device: cpu (2 runs), cpu then H200 (1 runs)"
+    ]

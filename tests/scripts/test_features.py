@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -404,3 +406,11 @@ def test_an_entry_of_another_version_is_damaged(built, capsys):
     (entry.path / "facts.json").write_text(json.dumps(facts))
     main(["list", "--data_dir", str(built)])
     assert "facts.json is not what this version writes" in capsys.readouterr().out
+
+
+def test_without_docstrings_it_works(built):
+    words = [sys.executable, "-OO", "-m", "domainbed.scripts.features", "list"]
+    ended = subprocess.run(
+        [*words, "--data_dir", str(built)], capture_output=True, text=True
+    )
+    assert ended.stdout.count("PACS/") == 4, ended.stderr
