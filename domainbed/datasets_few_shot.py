@@ -248,6 +248,13 @@ def name_of_test(name: str, kind: str, n_tests: int) -> str:
     return kind if n_tests == 1 else f"{name} {kind}"
 
 
+def names_of_tests(dataset: str, classes: str) -> list[str]:
+    """What a run's own test environments are called, without a look at its images."""
+    tests = get_dataset_class(dataset).SOURCES or ("test",)
+    kinds = ("base", "new") if classes == "base" else ("all",)
+    return [name_of_test(test, kind, len(tests)) for test in tests for kind in kinds]
+
+
 def targets(name: str, root: str | None) -> list[ListedEnvironment]:
     """The test lists of a dataset that another one's run is tested on."""
     dataset_class = get_dataset_class(name)

@@ -113,6 +113,27 @@ class IIDAccuracySelectionMethod(SelectionMethod):
         return best([step for step in steps if step[0] is not None])
 
 
+class LastEpochSelectionMethod(SelectionMethod):
+    """The last step, whatever it is worth, and the draw by the validation splits.
+
+    Of no such split all draws are alike. The few-shot task's; `test_acc` is that of
+    the first test environment.
+    """
+
+    name = "last epoch"
+
+    @classmethod
+    def run_acc(cls, run_records):
+        last = run_records.sorted("step")[-1]
+        test_env = last["args"]["test_envs"][0]
+        test_acc = last.get(f"env{test_env}_in_acc")
+        val_accs = [last[f"env{env}_out_acc"] for env in environments(last, "out")]
+        if test_acc is None:
+            return None
+        val_acc = float(np.mean(val_accs)) if val_accs else 0.0
+        return {"val_acc": val_acc, "test_acc": test_acc}
+
+
 class IIDAutoLRAccuracySelectionMethod(IIDAccuracySelectionMethod):
     """As above, of runs that learned again with all training data (`fd_`)."""
 

@@ -22,6 +22,7 @@ from domainbed.lib.query import Q
 from domainbed.lib.reporting import printable
 from domainbed.model_selection import environments as keys_of
 from domainbed.tables import formats, frames, paper
+from domainbed.tables.few_shot import is_few_shot, print_few_shot_tables
 from domainbed.tables.paper import escape
 from domainbed.tables.text import format_mean, print_results_tables, print_table
 from domainbed.tables.ties import Ties, ties
@@ -215,6 +216,22 @@ def upstreams_tables(
     return out.getvalue()
 
 
+def few_shot_tables(records: Q, args: argparse.Namespace) -> str:
+    """The tables of few-shot runs; InputError if they are mixed with other runs."""
+    if not all(map(is_few_shot, records)):
+        raise InputError(
+            "few-shot runs stand beside others in --input_dir; give each their own."
+        )
+    if args.format not in ("text", "latex"):
+        raise InputError(
+            f"few-shot runs have no tables in the format {args.format}; text or latex."
+        )
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        print_few_shot_tables(records, args.format == "latex")
+    return out.getvalue()
+
+
 def framed_tables(
     records: Q, methods: Methods, form: str, published: pd.DataFrame | None
 ) -> str:
@@ -280,6 +297,9 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     methods = selection_methods(args.selection)
     records = read_sweep(*args.input_dir)
+    if any(map(is_few_shot, records)):
+        deliver(few_shot_tables(records, args), args)
+        return
     published = None
     if args.baseline:
         present = frames.in_order(records.select("args.dataset"), datasets.DATASETS)
