@@ -36,7 +36,7 @@ ORDER = tuple(
     ZeroShotCLIP ZeroShotCLIPName LinearProbeCLIP LFA DPLCLIP QLoRACLIP QLoRALFA
     Head2ToeLinear Head2Toe VQT ARC ARC_att MAM UniPT SHERL LST HST BatchFormerCLIP
     TipAdapter TipAdapterF TaskRes LPPlusPlus CLAP GDA ProLIP
-    LinearERM FineTuneCLIP MIRO
+    LinearERM FineTuneCLIP MIRO T3A
     """.split()  # noqa: SIM905
 )
 

@@ -282,11 +282,14 @@ class ZeroShotCLIP(CLIPAlgorithm):
     def few_shot_rows(cls, dataset, shots):
         return {"epochs": (1, None), "schedule": ("constant", None)}
 
+    def class_embeddings(self) -> torch.Tensor:
+        """The classes' texts, unit vectors (C, E)."""
+        text = unit(self.text_features[:, -1] @ self.backbone.text_projection)
+        return unit(text.unflatten(0, (-1, self.num_classes)).mean(0))
+
     def logits(self, z):
         image = unit(z[:, -1] @ self.backbone.image_projection)  # (B, E)
-        text = unit(self.text_features[:, -1] @ self.backbone.text_projection)
-        text = unit(text.unflatten(0, (-1, self.num_classes)).mean(0))  # (C, E)
-        return self.backbone.scale * image @ text.T
+        return self.backbone.scale * image @ self.class_embeddings().T
 
 
 @register
