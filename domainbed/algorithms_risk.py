@@ -77,7 +77,9 @@ class GroupDRO(ERM):
 
     def loss(self, minibatches):
         R = risks([self.network(x) for x, _ in minibatches], minibatches)
-        q = self.q * (self.hparams["groupdro_eta"] * R.detach()).exp()
+        # A model that upstream saved before its first step has none yet.
+        q = self.q if len(self.q) else torch.ones_like(R)
+        q = q * (self.hparams["groupdro_eta"] * R.detach()).exp()
         self.q = q / q.sum()
         loss = self.q @ R
         return loss, {"loss": loss}

@@ -547,3 +547,11 @@ def test_attention_of_a_vit_alone_trains(name):
     assert moved == {
         n for n, _ in algorithm.featurizer.named_parameters() if "attn" in n
     }
+
+
+def test_groupdro_goes_on_from_a_model_that_upstream_never_trained():
+    """Whose q is still empty."""
+    algorithm = build("GroupDRO")
+    algorithm.load_state_dict(weights(algorithm) | {"q": torch.zeros(0)})
+    steps = batches([4, 4, 4], n=2)
+    assert take(algorithm, steps) == take(build("GroupDRO"), steps)
