@@ -12,7 +12,6 @@ in no_grad: frozen weights and plain images make no graph.
 import copy
 import functools
 import hashlib
-import urllib.error
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -24,15 +23,28 @@ from torch import nn
 from torchvision.transforms import Compose, Normalize
 from torchvision.transforms.functional import InterpolationMode, resize
 
+from domainbed.backbones.weights import read_state
 from domainbed.lib.errors import InputError, UnknownNameError
 
 with warnings.catch_warnings():  # clip imports pkg_resources, which says it is ageing
     warnings.simplefilter("ignore")
-    import clip as openai_clip
-    from clip import tokenize
-    from clip.model import CLIP, ResidualAttentionBlock, VisionTransformer
+    try:
+        import clip as openai_clip
+        from clip import tokenize
+        from clip.model import (
+            CLIP,
+            ResidualAttentionBlock,
+            VisionTransformer,
+            build_model,
+        )
+    except ImportError as error:
+        raise ImportError(
+            f"the module clip here is not OpenAI's CLIP ({error}); pip install "
+            "clip-anytorch 'setuptools<81', without another package or file clip"
+        ) from error
 
 EMOJI_CLIP = Path(__file__).parents[1] / "assets" / "emoji_clip.pt"
+DOWNLOADS = Path.home() / ".cache" / "clip"  # where OpenAI's code puts its files
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -64,8 +76,8 @@ class CLIPBackbone(nn.Module):
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """16 hex digits that name the weights: of their names and float32 bytes."""
-        return fingerprint_of(self.model.state_dict())
+        """16 hex digits that name the weights, and the activation if it is GELU."""
+        return fingerprint_of(self.model.state_dict(), activation_of(self.model))
 
     @property
     def image_projection(self) -> torch.Tensor:
@@ -204,9 +216,9 @@ class CLIPBackbone(nn.Module):
             )
 
 
-def fingerprint_of(weights: dict[str, torch.Tensor]) -> str:
-    """16 hex digits that name weights by their names and float32 bytes."""
-    digest = hashlib.sha256()
+def fingerprint_of(weights: dict[str, torch.Tensor], more: str = "") -> str:
+    """16 hex digits that name weights by their names and float32 bytes, and `more`."""
+    digest = hashlib.sha256(more.encode())
     for name, weight in sorted(weights.items()):
         digest.update(name.encode())
         digest.update(weight.float().cpu().contiguous().numpy().tobytes())
@@ -295,25 +307,69 @@ def image_blocks(
 
 @functools.lru_cache(maxsize=1)
 def read_clip(name: str) -> tuple[CLIP, Compose]:
-    """OpenAI's model and its transform, read once for the dataset and the algorithm."""
-    path = str(EMOJI_CLIP) if name == "emoji" else name
-    if path not in openai_clip.available_models() and not Path(path).is_file():
-        if Path(path).suffix or Path(path).is_absolute():
-            raise InputError(f"no CLIP checkpoint at {path!r}, given as clip_backbone")
-        raise UnknownNameError(
-            "CLIP backbone", name, ["emoji", *openai_clip.available_models(), "a path"]
+    """OpenAI's model and its transform, read once for the dataset and the algorithm.
+
+    `emoji`, a name of OpenAI's or a path; with +gelu at its end, trained with that.
+    """
+    path, _, activation = name.partition("+")
+    path = EMOJI_CLIP if path == "emoji" else Path(path).expanduser()
+    if activation not in ("", "gelu"):
+        raise InputError(f"clip_backbone {name!r} may end in +gelu, not +{activation}.")
+    # Weights are drawn before they are read; whether this model was read before must
+    # not change the numbers that are drawn after it.
+    with torch.random.fork_rng(devices=[]):
+        model = from_file(path) if path.exists() else from_openai(name)
+    if activation:
+        use_gelu(model)
+    return model, openai_clip.clip._transform(model.visual.input_resolution)
+
+
+def from_file(path: Path) -> CLIP:
+    """The model of those weights, all sizes read from them."""
+    state = read_state(path)
+    if path != EMOJI_CLIP and path.parent != DOWNLOADS:
+        warnings.warn(
+            f"{path}: taken to be trained with OpenAI's activation, QuickGELU; if it "
+            f"was GELU, as most of open_clip's, write clip_backbone={path}+gelu",
+            stacklevel=2,
         )
     try:
-        # Weights are drawn before they are read; whether this model was read before
-        # must not change the numbers that are drawn after it.
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        return build_model(state).float()
+    except (RuntimeError, KeyError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"clip_backbone {path} is no CLIP's: {reason}") from error
+
+
+def from_openai(name: str) -> CLIP:
+    """OpenAI's model of that name, downloaded once."""
+    known = openai_clip.available_models()
+    if name not in known:
+        if Path(name).suffix or Path(name).is_absolute():
+            raise InputError(f"no CLIP checkpoint at {name!r}, given as clip_backbone")
+        raise UnknownNameError("CLIP backbone", name, ["emoji", *known, "a path"])
+    try:
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it tries TorchScript, which is deprecated
-            return openai_clip.load(path, device="cpu")
-    except urllib.error.URLError as error:
+            return openai_clip.load(name, device="cpu")[0]
+    except Exception as error:  # the web and what it sends instead fail in any way
+        reason = getattr(error, "reason", None) or error
         raise InputError(
-            f"cannot download CLIP {name!r} ({error.reason}); give a checkpoint's path "
+            f"cannot download CLIP {name!r} ({reason}); give a checkpoint's path "
             """instead: --hparams '{"clip_backbone": "/path/to/model.pt"}'"""
         ) from error
+
+
+def use_gelu(model: CLIP) -> None:
+    """Put GELU in place of QuickGELU, which OpenAI trained with."""
+    for tower in (model.visual.transformer, model.transformer):
+        for block in tower.resblocks:
+            block.mlp.gelu = nn.GELU()
+
+
+def activation_of(model: CLIP) -> str:
+    """`gelu`, or nothing for OpenAI's own."""
+    block = model.transformer.resblocks[0]
+    return "gelu" if isinstance(block.mlp.gelu, nn.GELU) else ""
 
 
 def default_clip(dataset: str) -> str:

@@ -116,4 +116,7 @@ def block_sizes(transformer: torch.nn.Module, width: int) -> dict[str, int]:
         "intermediate_size": block.mlp.c_fc.out_features,
         "num_hidden_layers": len(transformer.resblocks),
         "num_attention_heads": block.attn.num_heads,
+        "hidden_act": "gelu"
+        if isinstance(block.mlp.gelu, torch.nn.GELU)
+        else "quick_gelu",
     }

@@ -14,7 +14,12 @@ import torch
 from torch import nn
 from torchvision.transforms import Compose
 
-from domainbed.backbones.clip import CLIP, CLIPBackbone, fingerprint_of
+from domainbed.backbones.clip import (
+    CLIP,
+    CLIPBackbone,
+    activation_of,
+    fingerprint_of,
+)
 from domainbed.backbones.conversion import transformers_clip
 from domainbed.lib.errors import InputError
 from domainbed.lib.optional import require
@@ -81,7 +86,8 @@ class QLoRABackbone(CLIPBackbone):
                 f"hyperparameter quant is {quant!r}; it must be one of "
                 f"{', '.join(QUANTS)}."
             )
-        self.base = f"{fingerprint_of(self.model.state_dict())} {quant}"
+        base = fingerprint_of(self.model.state_dict(), activation_of(self.model))
+        self.base = f"{base} {quant}"
         self.model = transformers_clip(self.model).requires_grad_(False)
         if quant != "none":
             quantize(self.model, quant)

@@ -23,6 +23,7 @@ COPIED = (
     "backbones/clip.py",
     "backbones/conversion.py",
     "backbones/qlora.py",
+    "backbones/weights.py",
     "lib/cuda_graph.py",
     "lib/errors.py",
     "lib/optional.py",

@@ -1,11 +1,14 @@
 """The towers that return every layer agree with OpenAI's forward passes."""
 
 import clip
+import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from clip.model import CLIP
 
 from domainbed import backbones
+from domainbed.backbones.conversion import to_transformers
 from domainbed.lib.errors import InputError
 
 PROMPTS = ["a photo of a dog", "house", "a very long description of a sea animal"]
@@ -148,6 +151,102 @@ def test_a_resnet_clip_is_refused(tmp_path):
     save_clip(tmp_path / "resnet.pt", vision_layers=(1, 1, 1, 1), image_resolution=64)
     with pytest.raises(InputError, match="a ResNet CLIP has no residual token layers"):
         backbones.load_clip(str(tmp_path / "resnet.pt"))
+
+
+def checkpoints():
+    """Ways in which people's files hold the emoji CLIP's weights."""
+    state = dict(backbones.read_clip("emoji")[0].state_dict())
+    ddp = {f"module.{name}": weight for name, weight in state.items()}
+    hub = {n: w.contiguous() for n, w in to_transformers(state).items()}
+    return {
+        "plain": state,
+        "open_clip": {"epoch": 3, "name": "run", "optimizer": {}, "state_dict": ddp},
+        "nested": {"model": {"state_dict": state}},
+        "compiled": {f"module._orig_mod.{name}": w for name, w in state.items()},
+        "numpy": {"epoch": np.float64(3), "best": np.float32(1), "state_dict": state},
+        "transformers": hub,
+    }
+
+
+@pytest.mark.filterwarnings("ignore:.*QuickGELU")
+@pytest.mark.parametrize(
+    "kind", ["plain", "open_clip", "nested", "compiled", "numpy", "transformers"]
+)
+def test_weights_are_found_in_any_checkpoint(kind, emoji, tmp_path):
+    torch.save(checkpoints()[kind], tmp_path / "x.pt")
+    assert backbones.load_clip(f"{tmp_path}/x.pt").fingerprint == emoji.fingerprint
+
+
+@pytest.mark.filterwarnings("ignore:.*QuickGELU")
+def test_a_folder_of_transformers_is_read(emoji, tmp_path):
+    weights = checkpoints()["transformers"]
+    safetensors.torch.save_file(weights, tmp_path / "model.safetensors")
+    assert backbones.load_clip(str(tmp_path)).fingerprint == emoji.fingerprint
+
+
+def lfs(path):
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+
+
+def cut(path):
+    torch.save(checkpoints()["plain"], path)
+    path.write_bytes(path.read_bytes()[:9999])
+
+
+@pytest.mark.parametrize(
+    "write, says",
+    [
+        (lambda path: path.touch(), "nothing: it is empty"),
+        (lambda path: path.write_text("<html>Quota exceeded</html>"), "a web page"),
+        (lfs, "a Git LFS pointer"),
+        (cut, "half of a file"),
+        (lambda path: torch.save(torch.nn.Linear(1, 1), path), "pickled objects"),
+        (lambda path: torch.save({"a.b": torch.ones(1)}, path), "1 entries, .*'a.b'"),
+        (lambda path: torch.save([1, 2], path), "a list"),
+        (lambda path: path.write_bytes(b"\x80\x04junk"), "pickled objects"),
+    ],
+)
+def test_a_file_that_holds_no_clip_is_named(write, says, tmp_path):
+    write(tmp_path / "x.pt")
+    with pytest.raises(
+        InputError, match=f"{tmp_path}/x.pt holds no CLIP, but .*{says}"
+    ):
+        backbones.load_clip(f"{tmp_path}/x.pt")
+
+
+@pytest.mark.parametrize("name", ["numpy.bin", "x.safetensors"])
+def test_whatever_a_download_raises_is_one_sentence(name, monkeypatch, tmp_path):
+    (tmp_path / name).write_bytes(b"junk")
+    with pytest.raises(InputError, match="holds no CLIP, but no weights"):
+        backbones.load_clip(str(tmp_path / name))
+    for error in (ConnectionResetError("reset"), TypeError("int() argument"),
+                  RuntimeError("SHA256 checksum")):  # fmt: skip
+
+        def fail(*_, error=error, **__):
+            raise error
+
+        monkeypatch.setattr(backbones.clip.openai_clip, "load", fail)
+        with pytest.raises(InputError, match="cannot download CLIP 'ViT-B/32'"):
+            backbones.load_clip("ViT-B/32")
+
+
+def test_weights_trained_with_gelu(emoji, tmp_path):
+    torch.save(checkpoints()["plain"], tmp_path / "x.pt")
+    with pytest.warns(UserWarning, match=r"QuickGELU; .*clip_backbone=.*x\.pt\+gelu"):
+        backbones.load_clip(f"{tmp_path}/x.pt")
+    gelu = backbones.load_clip("emoji+gelu")
+    assert gelu.fingerprint != emoji.fingerprint
+    x = torch.randn(1, 64)
+    for backbone, activation in ((emoji, "sigmoid"), (gelu, "gelu")):
+        act = backbone.model.visual.transformer.resblocks[0].mlp.gelu
+        expected = (
+            torch.nn.functional.gelu(x)
+            if activation == "gelu"
+            else (x * torch.sigmoid(1.702 * x))
+        )
+        torch.testing.assert_close(act(x), expected)
+    with pytest.raises(InputError, match=r"\+gelu, not \+relu"):
+        backbones.load_clip("emoji+relu")
 
 
 @pytest.mark.parametrize(
