@@ -5,6 +5,8 @@ the row's name, so a new row never changes another's draw.
 """
 
 import json
+import math
+import re
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,16 @@ from domainbed.lib.errors import InputError, did_you_mean
 from domainbed.lib.texts import read_text
 
 ALSO = {"pretrained": str, "prompt": list}  # a path, several templates
+PYTHONS = {"True": True, "False": False, "None": None}  # JSON's true, false, null
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)  # .001, too
+SHARE, COUNT, SIZE = (0, 1), (0, math.inf), (1, math.inf)
+# The least and the most that a number may be, whichever algorithm has it.
+BOUNDS = {
+    **dict.fromkeys(("lr", "weight_decay", "linear_steps", "vector_depth"), COUNT),
+    **dict.fromkeys(("batch_size", "num_domain_tokens", "text_chunk", "rank"), SIZE),
+    **dict.fromkeys(("lora_r", "mlp_width", "vector_width", "mlp_depth"), SIZE),
+    **dict.fromkeys(("momentum", "beta"), SHARE),
+}
 
 
 def common_rows(dataset: str) -> HparamRows:
@@ -81,7 +93,7 @@ def as_json(words: list[str] | None) -> str | None:
     """The JSON text that the words after --hparams mean, None for none.
 
     They are JSON already, `@FILE` with JSON in it, or `name=value` pairs, whose values
-    are JSON or, failing that, strings.
+    are JSON, Python's True, False, None and .001 or, failing that, strings.
     """
     if words is None:
         return None
@@ -98,7 +110,9 @@ def json_or_string(text: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError:
-        return text
+        if NUMBER.fullmatch(text):
+            return float(text)
+        return PYTHONS.get(text, text)
 
 
 def parse_hparams(text: str | None) -> dict[str, Any]:
@@ -108,11 +122,20 @@ def parse_hparams(text: str | None) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise InputError(
             f"--hparams {text!r} is not JSON ({error}); write an object such as "
-            """'{"lr": 0.001}', or lr=0.001."""
+            """'{"lr": 0.001}', or lr=0.001.""" + advice(text or "")
         ) from error
     if not isinstance(hparams, dict):
         raise InputError(f"--hparams {text!r} must be a JSON object.")
     return hparams
+
+
+def advice(text: str) -> str:
+    """What in a text is not JSON, where one can tell."""
+    if '\\"' in text:
+        return """ The shell left backslashes before its quotes: leave them out."""
+    if re.search(r"\b(True|False|None)\b", text):
+        return " JSON writes true, false and null."
+    return " JSON's quotes are double ones." if "'" in text else ""
 
 
 def check_hparams(
@@ -136,11 +159,35 @@ def check_hparams(
                 + f" It has: {', '.join(sorted(known))}."
             )
         default = known[name]
+        check_bounds(name, value)
         if not same_kind(value, *rows[name]) and type(value) is not ALSO.get(name):
             raise InputError(
                 f"hyperparameter {name!r} of {algorithm} is {value!r}; it must be "
-                f"of the kind of its default, {default!r}."
+                f"of the kind of its default, {default!r}{spelling(value, default)}."
             )
+
+
+def check_bounds(name: str, value: Any) -> None:
+    """InputError for a number outside of the bounds, or one that is not finite."""
+    if type(value) not in (int, float):
+        return
+    least, most = BOUNDS.get(name, (-math.inf, math.inf))
+    if name.endswith("dropout"):
+        least, most = SHARE
+    if not math.isfinite(value) or not least <= value <= most:
+        allowed = f"from {least} to {most}" if most < math.inf else f"at least {least}"
+        allowed = allowed if least > -math.inf else "a finite number"
+        raise InputError(f"hyperparameter {name!r} is {value}; it must be {allowed}.")
+
+
+def spelling(value: Any, default: Any) -> str:
+    """How the value that was perhaps meant is written, after a semicolon."""
+    meant = None
+    if type(default) is int and type(value) is float and value.is_integer():
+        meant = int(value)
+    elif type(default) is bool and value in (0, 1):
+        meant = bool(value)
+    return "" if meant is None else f"; write {json.dumps(meant)}"
 
 
 def same_kind(value: Any, default: Any, draw: Draw | None = None) -> bool:

@@ -1,4 +1,6 @@
 import json
+import math
+import re
 
 import pytest
 from golden import remake
@@ -67,16 +69,61 @@ def test_clip_methods_search_their_papers_space():
 @pytest.mark.parametrize(
     "hparams, says",
     [
-        ({"betta": 0.5}, "LFA has no hyperparameter 'betta'. Did you mean 'beta'?"),
+        ({"betta": 0.5}, r"LFA has no hyperparameter 'betta'. Did you mean 'beta'\?"),
         ({"lr": "0.1"}, "'lr' of LFA is '0.1'; it must be of the kind of its default"),
         ({"resnet18": 1}, "'resnet18' of LFA is 1"),
         ({"batch_size": 2.5}, "'batch_size' of LFA is 2.5"),
+        ({"batch_size": 100.0}, "is 100.0; it must be of the kind .* write 100"),
+        ({"resnet18": 1}, "default, False; write true"),
+        ({"batch_size": 0}, "'batch_size' is 0; it must be at least 1"),
+        ({"batch_size": -4}, "'batch_size' is -4; it must be at least 1"),
+        ({"rank": 0}, "'rank' is 0; it must be at least 1"),
+        ({"lr": -0.1}, "'lr' is -0.1; it must be at least 0"),
+        ({"lr": math.nan}, "'lr' is nan; it must be"),
+        ({"beta": 1.5}, "'beta' is 1.5; it must be from 0 to 1"),
+        ({"resnet_dropout": 2}, "'resnet_dropout' is 2; it must be from 0 to 1"),
+        ({"momentum": math.inf}, "'momentum' is inf"),
     ],
 )
 def test_wrong_hparams_are_named(hparams, says):
     with pytest.raises(InputError) as error:
         hparams_registry.check_hparams("LFA", "PACS", hparams)
-    assert says in str(error.value)
+    assert re.search(says, str(error.value))
+
+
+def test_every_default_and_draw_is_within_the_bounds():
+    for algorithm in algorithms.ALGORITHMS:
+        for hparams in (
+            hparams_registry.default_hparams(algorithm, "PACS"),
+            *(hparams_registry.random_hparams(algorithm, "PACS", s) for s in range(9)),
+        ):
+            for name, value in hparams.items():
+                hparams_registry.check_bounds(name, value)
+
+
+@pytest.mark.parametrize(
+    "words, hparams",
+    [
+        (["class_balanced=True", "lr=.001"], {"class_balanced": True, "lr": 0.001}),
+        (["rank=None", "lr=1e-3"], {"rank": None, "lr": 0.001}),
+        (["prompt=a {name} .5", "lr=1."], {"prompt": "a {name} .5", "lr": 1.0}),
+    ],
+)
+def test_values_may_be_spelled_as_python_does(words, hparams):
+    assert json.loads(hparams_registry.as_json(words)) == hparams
+
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ('{"class_balanced": True}', "JSON writes true, false and null"),
+        (r"{\"lr\": 1}", "backslashes"),
+        ("{'lr': 1}", "double ones"),
+    ],
+)
+def test_what_is_not_json_is_said(text, says):
+    with pytest.raises(InputError, match=says):
+        hparams_registry.parse_hparams(text)
 
 
 def test_right_hparams_pass():
