@@ -3,8 +3,10 @@
 Gulrajani & Lopez-Paz, 2021, https://arxiv.org/abs/2007.01434, section 3.
 """
 
+import functools
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,10 +21,17 @@ def get_test_records(records: Q) -> Q:
     return records.filter(lambda record: len(record["args"]["test_envs"]) == 1)
 
 
-def environments(record: dict[str, Any], part: str) -> list[int]:
+def environments(record: dict[str, Any], part: str) -> Sequence[int]:
     """The numbers of the environments of which the record has that part's accuracy."""
-    matches = (re.fullmatch(rf"env(\d+)_{part}_acc", key) for key in record)
-    return sorted(int(match[1]) for match in matches if match)
+    return _environments(tuple(record), part)
+
+
+@functools.lru_cache(
+    maxsize=64
+)  # all records of a sweep have the same few sets of keys
+def _environments(keys: tuple[str, ...], part: str) -> tuple[int, ...]:
+    matches = (re.fullmatch(rf"env(\d+)_{part}_acc", key) for key in keys)
+    return tuple(sorted(int(match[1]) for match in matches if match))
 
 
 def rank(val_acc: float) -> float:

@@ -23,6 +23,7 @@ DIVERGED = "warning: {} runs diverged (their records hold NaN): {}"
 EMPTY = "{} folders hold no records: {}"
 FAULTS = "what is wrong with the broken records"
 PROBLEMS = (BROKEN, FAULTS, REPEATED, COPIED, DIVERGED, EMPTY)
+NUMBERED = re.compile("(?:fd_)?env(?:0|[1-9][0-9]{0,5})_(?:in|out|uda)_acc")
 ACCURACY = re.compile(r"(?:fd_)?env(.*)_(?:in|out|uda)_acc", re.DOTALL)
 
 
@@ -125,6 +126,9 @@ def parse(line: str | bytes) -> dict[str, Any]:
         record = json.loads(text)
     except (ValueError, RecursionError):
         raise ValueError("no JSON") from None
+    brackets = text.count("{") + text.count("[")
+    if brackets > DEPTH and _is_deep(record, DEPTH):
+        raise ValueError("objects in objects without end")
     if fault := next(_faults(record), None):
         raise ValueError(fault)
     if "\\ud" in text.lower():
@@ -148,9 +152,6 @@ def _faults(record: Any) -> Iterator[str]:
     """
     if not isinstance(record, dict) or not isinstance(record.get("args"), dict):
         yield "no object args"
-        return
-    if _is_deep(record, DEPTH):
-        yield "objects in objects without end"
         return
     args, step = record["args"], record.get("step")
     envs = args.get("test_envs")
@@ -177,11 +178,10 @@ def _faults(record: Any) -> Iterator[str]:
 
 def _is_accuracy(key: str, value: Any) -> bool:
     """Whether the value is a share or NaN, unless the key is no accuracy's."""
-    match = ACCURACY.fullmatch(key)
-    if not match:
+    if not ACCURACY.fullmatch(key):
         return True
     share = is_number(value) and (is_nan(value) or 0 <= value <= 1 + 1e-6)
-    return share and re.fullmatch("0|[1-9][0-9]{0,5}", match[1]) is not None
+    return share and NUMBERED.fullmatch(key) is not None
 
 
 def _is_deep(value: Any, levels: int) -> bool:
