@@ -125,7 +125,12 @@ def test_ten_environments_are_all_counted():
 
 
 def test_names_are_the_contracts():
-    assert [m.name for m in ms.SelectionMethod.__subclasses__()] == [
+    methods = [
+        ms.OracleSelectionMethod,
+        ms.IIDAccuracySelectionMethod,
+        ms.LeaveOneOutSelectionMethod,
+    ]
+    assert [method.name for method in methods] == [
         "test-domain validation set (oracle)",
         "training-domain validation set",
         "leave-one-domain-out cross-validation",
