@@ -116,9 +116,10 @@ class Head2Toe(ProbeCLIP):
     """A linear classifier on the few features that matter, of all layers' taps.
 
     For `h2t_select_steps` updates `probe` learns from all features, each tap's a unit
-    vector, and pays `h2t_lasso` |w_i| for the weights w_i of feature i: group lasso,
-    equations 4 and 5. Then the share `h2t_frac` of largest |w_i| is `kept`, and
-    `classifier` learns from these alone, each tap's a unit vector again.
+    vector, and pays `h2t_lasso` |w_i| for the weights w_i of feature i (group
+    lasso). Then the share `h2t_frac` of largest |w_i| is `kept`, and
+    `classifier` learns from these alone, each tap's a unit vector again; what ends
+    before answers with `probe`.
     `h2t_target` is about how many features a tap gives; 0 means D, a tap's mean over
     tokens. With `h2t_finetune` a copy of the image tower trains with `classifier`:
     Head2Toe-FT.

@@ -1,11 +1,10 @@
-"""What a step of each method of docs/layers.md costs, from images and from the store.
+"""What a step of each method of docs/layers.md takes, from images and from the store.
 
-    python benchmarks/layer_methods.py      # writes layer_methods.json beside it
+    python benchmarks/layer_steps.py      # writes layer_steps.json beside it
 
 The emoji CLIP, default hyperparameters, 96 images of 48 pixels in three domains, four
-classes. Memory is what the graph of the loss holds for the backward pass, parameters
-and images aside: it is the same on every machine. Times are the processor's, the least
-of some steps on one thread: that others use the machine changes them little.
+classes. Times are the processor's, the least of some steps on one thread: that others
+use the machine changes them little. kept_for_backward.py measures memory.
 """
 
 import time
@@ -38,25 +37,6 @@ def batch(algorithm: Algorithm) -> Minibatches:
     ]
 
 
-def saved_mb(algorithm: Algorithm, minibatches: Minibatches) -> float:
-    """MiB that the loss's graph keeps, each storage once."""
-    aside = {p.data_ptr() for p in algorithm.parameters()}
-    held = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in aside:
-            held[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    aside |= {x.data_ptr() for pair in minibatches for x in pair}
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = algorithm.loss(minibatches)
-    mb = sum(held.values()) / 2**20
-    del loss  # its graph lived until here, so no storage was counted under two names
-    return mb
-
-
 def step_seconds(algorithm: Algorithm, minibatches: Minibatches, repeats: int) -> float:
     """The processor's seconds of an update, the least of so many after a first."""
     taken = []
@@ -74,7 +54,6 @@ def measure(name: str, repeats: int) -> dict[str, float | str | None]:
     row = {
         "algorithm": name,
         "parameters": sum(trained),
-        "saved_mb": round(saved_mb(algorithm, minibatches), 1),
         "step_s": round(step_seconds(algorithm, minibatches, repeats), 3),
         "stored_step_s": None,
     }
