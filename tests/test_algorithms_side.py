@@ -1,5 +1,7 @@
 """UniPT, SHERL, LST, HST: names, equations, where they start, where gradients go."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -443,3 +445,16 @@ def test_parameter_counts_of_vit_b16(name, hparams, count, monkeypatch):
 def test_wrong_values_are_named(name, hparams, says):
     with pytest.raises(InputError, match=says):
         make(name, **hparams)
+
+
+def test_sherl_needs_two_blocks(monkeypatch):
+    model, transform = copy.deepcopy(clip.read_clip("emoji"))
+    del model.visual.transformer.resblocks[1:]
+    monkeypatch.setattr(clip, "read_clip", lambda name: (model, transform))
+    with pytest.raises(InputError, match="has 1 block and needs at least 2"):
+        make("SHERL")
+
+
+def test_a_classifier_of_its_own_knows_no_other_classes():
+    with pytest.raises(InputError, match="LST has weights for each of its classes"):
+        make("LST", head="linear").ask(["house", "dog"])

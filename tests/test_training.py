@@ -286,6 +286,10 @@ def test_worker_processes_never_outnumber_the_cores(
         (["--hparams", "{lr: 1}"], "--hparams '{lr: 1}' is not JSON"),
         (["--hparams", "[1]"], "--hparams '[1]' must be a JSON object"),
         (["--hparams", '{"lrr": 1}'], "no hyperparameter 'lrr'. Did you mean 'lr'?"),
+        (
+            ["--algorithm", "LST", "--hparams", "lst_reduction=48"],
+            "lst_reduction is 48; it must divide 64, and the nearest .* is 32",
+        ),
         (["--test_envs", "7"], "--test_envs 7 is no environment; there are 0"),
         (["--test_envs", "0", "1", "2"], "--test_envs 0 1 2 leaves none to train on"),
         (["--dataset", "PACS"], "PACS needs --data_dir"),
