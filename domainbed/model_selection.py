@@ -132,7 +132,7 @@ class LastEpochSelectionMethod(SelectionMethod):
     name = "last epoch"
 
     @classmethod
-    def run_acc(cls, run_records):
+    def chosen(cls, run_records):
         last = run_records.sorted("step")[-1]
         test_env = last["args"]["test_envs"][0]
         test_acc = last.get(f"env{test_env}_in_acc")
@@ -140,7 +140,7 @@ class LastEpochSelectionMethod(SelectionMethod):
         if test_acc is None:
             return None
         val_acc = float(np.mean(val_accs)) if val_accs else 0.0
-        return {"val_acc": val_acc, "test_acc": test_acc}
+        return {"val_acc": val_acc, "test_acc": test_acc}, last
 
 
 class IIDAutoLRAccuracySelectionMethod(IIDAccuracySelectionMethod):

@@ -117,6 +117,17 @@ def test_of_equal_draws_the_last_wins_as_upstream_has_it():
     assert ms.OracleSelectionMethod.sweep_acc(Q(draws)) == 2
 
 
+@pytest.mark.parametrize(
+    "method", [ms.OracleSelectionMethod, ms.LastEpochSelectionMethod]
+)
+def test_the_last_record_stands_for_its_run(method):
+    run = Q([record([0], step, [0.1 * step, 0], [0.9 - step, 0.9]) for step in (3, 1)])
+    acc, chosen = method.chosen(run)
+    assert chosen is run[0]
+    assert method.run_acc(run) == acc
+    assert acc["test_acc"] == chosen["env0_in_acc"]
+
+
 def test_ten_environments_are_all_counted():
     outs = [0.0] + [0.5] * 9 + [1.0]
     run = Q([record([0], 0, [0.3] + [0] * 10, outs)])
