@@ -19,6 +19,7 @@ from towers import (
 )
 
 from domainbed import backbones
+from domainbed.algorithms_hst import SideBlock
 from domainbed.lib.errors import InputError
 
 WIDTHS, HEADS = (32, 48, 64, 72), (2, 4, 8, 12)
@@ -201,6 +202,12 @@ def test_paths_drop_in_training_only_and_never_of_the_first_block():
     assert set(dropped.tolist()) == {0.0, 2.0}  # an image's branch, or none of it
     half = hst.skip(4, torch.ones(4000, 1))
     assert (half == 0).float().mean().item() == pytest.approx(0.5 * 4 / 7, abs=0.03)
+
+
+@torch.no_grad()
+def test_a_side_block_that_drops_its_branches_gains_the_map_still():
+    y, kv, v = torch.randn(2, 5, 8), torch.randn(2, 2, 8), torch.randn(2, 5, 8)
+    assert torch.equal(SideBlock(8, 2)(y, kv, v, torch.zeros_like), y + v)
 
 
 @pytest.mark.parametrize("n_tokens, count", [(1, 765_351), (4, 765_351 + 27_648)])
