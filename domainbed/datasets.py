@@ -334,6 +334,7 @@ class MultipleEnvironmentImageFolder(ImageDataset):
 
 def image_folder(folder: Path) -> type[MultipleEnvironmentImageFolder]:
     """The dataset in that folder; its environments are called as their folders are."""
+    folder = folder.expanduser()
     if not folder.is_dir():
         raise InputError(f"there is no folder {str(folder)!r} to take a dataset from.")
     facts = {"FOLDER": str(folder.resolve()), "ENVIRONMENTS": tuple(subfolders(folder))}

@@ -30,6 +30,7 @@ from domainbed.datasets import ImageEnvironment
 from domainbed.features.entries import Entry, digest_files, key_of, shown, size_text
 from domainbed.lib import misc
 from domainbed.lib.errors import DISK_ERRORS, InputError
+from domainbed.lib.fast_data_loader import batches_of
 
 DTYPES = ("float16", "float32")
 BATCH = 64  # images; on a CPU larger ones are no faster
@@ -271,7 +272,7 @@ def extract(
         file.seek(z.offset + z[:done].nbytes)
         # Its own generator: a run that finds the features takes the same steps.
         own = {"num_workers": num_workers, "generator": torch.Generator()}
-        for x, _ in DataLoader(rest, BATCH, **own):
+        for x, _ in batches_of(DataLoader(rest, BATCH, **own)):
             features = kind.encode(x.to(device)).cpu().numpy()
             with np.errstate(over="ignore"):
                 written = features.astype(z.dtype)

@@ -7,12 +7,14 @@ that can `gather(indices)` is read a batch at a time, here, without worker proce
 """
 
 import itertools
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from domainbed.lib.errors import InputError
 from domainbed.lib.misc import seed_hash
 from domainbed.lib.shots import batches_per_epoch, epoch_batches
 
@@ -58,6 +60,41 @@ class _SeededItems(Dataset):
             return self.dataset[index]
 
 
+def batches_of(loader: DataLoader) -> Iterator[list[torch.Tensor]]:
+    """What the loader gives; InputError where its processes cannot live.
+
+    They are started now, so that several loaders' start together.
+    """
+    try:
+        iterator = iter(loader)
+    except OSError as error:
+        refused = InputError(
+            f"cannot start {loader.num_workers} processes that load images "
+            f"({error.strerror}); lower --num_workers, or raise ulimit -n or -u."
+        )
+        # What was half started complains when it goes, of anything but the cause.
+        hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+        error.__traceback__ = None
+        sys.unraisablehook = hook
+    else:
+        return guarded(iterator)
+    raise refused
+
+
+def guarded(iterator: Iterator) -> Iterator:
+    """The same; InputError where one of its processes was killed."""
+    try:
+        yield from iterator
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"a process that loads images ended ({reason}), short "
+            "of memory or /dev/shm; lower --num_workers, 0 loads without processes."
+        ) from error
+
+
 class InfiniteDataLoader:
     """Batches for ever, drawn with replacement (by weight where weights are given).
 
@@ -91,7 +128,7 @@ class InfiniteDataLoader:
 
     def __iter__(self) -> Iterator[list[torch.Tensor]]:
         if not hasattr(self.dataset, "gather"):
-            return iter(self.loader)
+            return batches_of(self.loader)
         draws = map(self.draws.indices, itertools.count(self.draws.first))
         return map(self.dataset.gather, draws)
 
@@ -132,7 +169,7 @@ class FastDataLoader:
 
     def __iter__(self) -> Iterator[list[torch.Tensor]]:
         if not hasattr(self.dataset, "gather"):
-            return iter(self.loader)
+            return batches_of(self.loader)
         n, size = len(self.dataset), self.batch_size
         starts = range(0, n, size)
         return (self.dataset.gather(range(i, min(i + size, n))) for i in starts)

@@ -1,8 +1,14 @@
 import itertools
+import os
+import signal
+import subprocess
+import sys
 
+import pytest
 import torch
 from torch.utils.data import Dataset, TensorDataset
 
+from domainbed.lib.errors import InputError
 from domainbed.lib.fast_data_loader import (
     FastDataLoader,
     InfiniteDataLoader,
@@ -84,3 +90,31 @@ def test_ordered_loader_reads_every_item_once():
     data = TensorDataset(torch.arange(7))
     batches = [x.tolist() for (x,) in FastDataLoader(data, 3, 0)]
     assert batches == [[0, 1, 2], [3, 4, 5], [6]]
+
+
+def test_processes_that_cannot_start_are_said_with_the_remedy(tmp_path):
+    """By a process of its own, which may open few files."""
+    code = (
+        "import resource, torch\n"
+        "from domainbed.lib.fast_data_loader import FastDataLoader\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (12, 12))\n"
+        "iter(FastDataLoader(torch.utils.data.TensorDataset(torch.ones(9)), 2, 8))"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    last = ended.stderr.splitlines()[-1]
+    assert "cannot start 8 processes" in last and "lower --num_workers" in last
+    assert "_workers_status" not in ended.stderr
+
+
+def test_a_killed_process_is_said_with_the_remedy():
+    class Deadly(torch.utils.data.Dataset):
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, index):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(
+        InputError, match=r"a process that loads images ended .*lower --num_workers"
+    ):
+        list(FastDataLoader(Deadly(), 2, 1))
