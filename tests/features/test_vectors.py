@@ -64,6 +64,7 @@ def test_batches_are_those_of_the_images(pacs, tmp_path):
             "needs a dataset of image folders and the feature",
         ),
         ([], {"algorithm": "DeiT"}, "takes images, not vectors"),
+        ([], {"algorithm": "ARM"}, "ARM takes images, not vectors of"),
         ([], {"algorithm": "LFA"}, "LFA has no hyperparameter 'input'"),
     ],
 )
