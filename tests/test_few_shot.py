@@ -8,6 +8,7 @@ import torch
 from helpers import lines, pets
 
 from domainbed import training
+from domainbed.features.entries import entries
 from domainbed.lib.errors import InputError
 from domainbed.lib.shots import rate, scores
 from domainbed.scripts import sweep, train
@@ -208,3 +209,12 @@ def test_a_probe_goes_on_with_the_support_it_had(name, data, tmp_path, interrupt
     again()
     train.main(command(data, tmp_path / "halves", "--checkpoint_freq", "2", **flags))
     assert lines(tmp_path / "halves") == lines(tmp_path / "whole")
+
+
+def test_the_store_knows_a_list_of_images_and_when_it_is_stale(data, tmp_path):
+    assert run_of(data, tmp_path).stored
+    stored = entries(data / "features")
+    assert [entry.staleness() for entry in stored] == [None, None]
+    for image in (data / "oxford_pets" / "images").glob("*.jpg"):
+        image.touch()
+    assert [entry.staleness() for entry in stored] == ["its images have changed"] * 2
