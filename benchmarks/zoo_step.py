@@ -72,7 +72,8 @@ def main(argv: list[str] | None = None) -> None:
             }
             for name, t in median.items()
         }
-    report({"device": DEVICE, "batch_size": args.batch_size} | times, args.output)
+    how = {"device": DEVICE, "batch_size": args.batch_size, "repeats": args.repeats}
+    report(how | times, args.output)
 
 
 if __name__ == "__main__":
