@@ -252,6 +252,11 @@ class OwnNetwork(Algorithm):
     def adam(self, lr: float, *modules: nn.Module) -> torch.optim.Adam:
         """Adam, its moments at zero, over all parameters of these modules."""
         parameters = [p for module in modules for p in module.parameters()]
+        if not parameters:
+            raise InputError(
+                f"{type(self).__name__} trains its featurizer apart, and vectors as "
+                "they are have none: hyperparameter vector_depth must be at least 1."
+            )
         decay = self.hparams["weight_decay"]
         return torch.optim.Adam(parameters, lr, weight_decay=decay)
 

@@ -104,3 +104,9 @@ def test_selfreg_pulls_items_of_a_class_together(as_released):
 def test_selfreg_needs_two_items():
     with pytest.raises(InputError, match="SelfReg needs two items"):
         build("SelfReg", n_domains=1, batch_size=1)
+
+
+@pytest.mark.parametrize("name", ["SagNet", "TRM"])
+def test_a_featurizer_that_trains_apart_must_be_there(name):
+    with pytest.raises(InputError, match=f"{name} trains its featurizer apart"):
+        build(name, vector_depth=0)
