@@ -35,7 +35,8 @@ ORDER = tuple(
     DeiT HViT
     ZeroShotCLIP ZeroShotCLIPName LinearProbeCLIP LFA DPLCLIP QLoRACLIP QLoRALFA
     Head2ToeLinear Head2Toe VQT ARC ARC_att MAM UniPT SHERL LST HST BatchFormerCLIP
-    CLIPAdapter CoOp MaPLe TipAdapter TipAdapterF TaskRes LPPlusPlus CLAP GDA ProLIP
+    CLIPAdapter CoOp MaPLe LFAonCLIPAdapter LFAonCoOp LFAonMaPLe
+    TipAdapter TipAdapterF TaskRes LPPlusPlus CLAP GDA ProLIP
     LinearERM FineTuneCLIP MIRO T3A
     """.split()  # noqa: SIM905
 )
@@ -47,8 +48,8 @@ register = REGISTRY.register
 
 
 # What stands among `hparams` but is no hyperparameter: it is known of the dataset, the
-# run's arguments and the tower that is rebuilt.
-FACTS = ("class_names", "run", "tower")
+# run's arguments, the tower or the method under another that is rebuilt.
+FACTS = ("class_names", "run", "tower", "base")
 # Attributes of an algorithm that a state leaves out: configuration, or the run's.
 NO_STATE = ("hparams", "given", "step", "n_steps")
 

@@ -33,6 +33,9 @@ SPLITS = (
     "trial_seed",
     "holdout_fraction",
     "uda_holdout_fraction",
+    "shots",  # of few-shot runs
+    "classes",
+    "source",
 )
 
 
@@ -95,7 +98,7 @@ class QLoRALFA(LFA):
         if "tower" in self.hparams:  # it is being rebuilt: a state dict will follow
             tower = self.hparams["tower"]
         elif folder != "none":
-            folder = first_stage(folder, self.hparams.get("run"), name)
+            folder = first_stage(type(self), QLoRACLIP, "qlora_run", self.hparams)
             tower, adapters = read_tower(folder)
         self.found = {"qlora_run": str(folder), "tower": tower}
         self.hparams = self.hparams | self.found
@@ -120,41 +123,49 @@ class QLoRALFA(LFA):
         super().load_training_state(saved)
 
 
-def first_stage(qlora_run: str, run: dict[str, Any] | None, clip_backbone: str) -> Path:
-    """The folder of the finished QLoRACLIP run that a run builds on.
+def first_stage(
+    algorithm: type[CLIPAlgorithm],
+    base: type[CLIPAlgorithm],
+    row: str,
+    hparams: dict[str, Any],
+) -> Path:
+    """The folder of the finished run of `base` that a run of `algorithm` builds on.
 
-    It has the same splits and backbone. If `auto` finds several beside the run, those
-    of its hparams_seed go first: draw i builds on draw i. Of these it is the one with
-    the best accuracy on the held-out parts of the training domains.
+    It has the same splits and backbone. If `auto`, as hyperparameter `row`, finds
+    several beside the run, those of its hparams_seed go first: draw i builds on draw i.
+    Of these it is the one with the best accuracy on the held-out parts of the training
+    domains.
     """
-    if qlora_run == "auto" and run is None:
+    named, run = hparams[row], hparams.get("run")
+    if named == "auto" and run is None:
         raise InputError(
-            "qlora_run 'auto' means a folder beside the run's output_dir; outside of a "
-            "run, name the folder of a finished QLoRACLIP run."
+            f"{row} 'auto' means a folder beside the run's output_dir; outside of a "
+            f"run, name the folder of a finished {base.__name__} run."
         )
     sweep = Path(run["output_dir"]).parent if run else None
-    folders = sorted(sweep.iterdir()) if qlora_run == "auto" else [Path(qlora_run)]
-    needs = {name: run[name] for name in SPLITS} if run else {}
+    folders = sorted(sweep.iterdir()) if named == "auto" else [Path(named)]
+    needs = {name: run[name] for name in SPLITS if name in run} if run else {}
     found = []
     for folder in folders:
         if not all((folder / name).exists() for name in ("done", "model.pkl")):
             continue
         record = last_record(folder)
-        args, hparams = record["args"], record["hparams"]
+        args, own = record["args"], record["hparams"]
         if (
-            args["algorithm"] in ("QLoRACLIP", *QLoRACLIP.ALIASES)
-            and all(args[name] == value for name, value in needs.items())
-            and hparams["clip_backbone"] == clip_backbone
+            args["algorithm"] in (base.__name__, *base.ALIASES)
+            and all(args.get(name) == value for name, value in needs.items())
+            and own["clip_backbone"] == hparams["clip_backbone"]
         ):
             same_draw = run is not None and args["hparams_seed"] == run["hparams_seed"]
             found.append((same_draw, validation_accuracy(record), folder))
     if not found:
-        wanted = needs | {"clip_backbone": clip_backbone}
+        wanted = needs | {"clip_backbone": hparams["clip_backbone"]}
+        place = sweep if named == "auto" else named
         raise InputError(
-            "QLoRALFA builds on a finished QLoRACLIP run with a saved model, and there "
-            f"is none in {sweep if qlora_run == 'auto' else qlora_run} with "
+            f"{algorithm.__name__} builds on a finished {base.__name__} run with a "
+            f"saved model, and there is none in {place} with "
             + ", ".join(f"{name} {value}" for name, value in wanted.items())
-            + "; run that first, or name its folder as hyperparameter qlora_run."
+            + f"; run that first, or name its folder as hyperparameter {row}."
         )
     return max(found)[-1]
 

