@@ -60,6 +60,7 @@ class RunInputs:
             projection = own if self.input == "features" else None
             return [Vectors(stored, projection) for stored in self.open_features()]
         if self.algorithm.TAKES_FEATURES and self.hparams["clip_transform"] and stores:
+            self.algorithm.given = self.algorithm.stored_kind.name
             return self.open_features()
         return None
 

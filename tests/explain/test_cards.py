@@ -399,13 +399,14 @@ def test_data_that_moved_are_named(folder, lfa, tmp_path, capsys):
     torch.save(saved, moved / "model.pkl")
     argv = ["--run", moved, "--disagreements", "1"]
     assert "give the folder that holds PACS/ as --data_dir" in refusal(capsys, *argv)
-    shutil.copytree(folder / "data", tmp_path / "PACS")
-    (tmp_path / "PACS" / "d").mkdir()
-    for name in (HOSTILE, "dog", "house"):
-        (tmp_path / "PACS" / "d" / name).mkdir()
+    places = {"art_painting": "a", "cartoon": "b<b>", "photo": "c", "sketch": "a"}
+    for name, environment in places.items():
+        shutil.copytree(folder / "data" / environment, tmp_path / "PACS" / name)
     main([str(word) for word in [*argv, "--data_dir", tmp_path]])
-    for environment in "a", "b<b>", "c", "d":
-        (tmp_path / "PACS" / environment / "cat").mkdir()
+    for name in places:
+        picture = next((tmp_path / "PACS" / name).rglob("*.png"))
+        (tmp_path / "PACS" / name / "cat").mkdir()
+        shutil.copy(picture, tmp_path / "PACS" / name / "cat")
     error = refusal(capsys, *argv, "--data_dir", tmp_path)
     assert "has other classes than those that LFA was trained on" in error
 

@@ -58,11 +58,10 @@ def test_answers_have_the_records_accuracies(run):
 def test_another_folder_may_forgo_them(tmp_path):
     train.main(command(tmp_path, "--no_predictions"))
     assert not (tmp_path / predictions.NAME).exists()
-    parsed = sweep.parse_args(
-        ["launch", "--no_predictions", "--output_dir", "o", "--data_dir", "d"]
-    )
-    assert "no_predictions" in sweep.OPTIONS
-    assert parsed.no_predictions
+    words = ["launch", "--no_predictions", "--output_dir", "o", "--data_dir", "d"]
+    words += ["--datasets", "EmojiDG", "--algorithms", "LFA"]
+    job = sweep.jobs_of(sweep.parse_args(words))[0]
+    assert "--no_predictions" in job.command_str
 
 
 @pytest.mark.parametrize("n", [2, 3])
