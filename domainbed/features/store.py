@@ -31,6 +31,7 @@ from domainbed.features.entries import Entry, digest_files, key_of, shown, size_
 from domainbed.lib import misc
 from domainbed.lib.errors import DISK_ERRORS, InputError
 from domainbed.lib.fast_data_loader import batches_of
+from domainbed.lib.progress import notice
 
 DTYPES = ("float16", "float32")
 BATCH = 64  # images; on a CPU larger ones are no faster
@@ -210,7 +211,7 @@ def check_space(shape: tuple[int, ...], dtype: str, feature_dir: Path) -> None:
         raise InputError(
             f"the {what}, and {feature_dir} has {size_text(free)} left; {HINT}."
         )
-    print(f"the {what} in {feature_dir}", file=sys.stderr)
+    notice(f"the {what} in {feature_dir}")
 
 
 def reserve(

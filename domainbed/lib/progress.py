@@ -5,6 +5,7 @@ Bars and colours are for a terminal; with --quiet no stream is one.
 
 import argparse
 import contextlib
+import contextvars
 import os
 import sys
 import threading
@@ -28,6 +29,9 @@ def add_quiet(parser: argparse.ArgumentParser) -> None:
     )
 
 
+QUIET = contextvars.ContextVar("QUIET", default=False)
+
+
 @contextlib.contextmanager
 def silenced(quiet: bool, result: bool = False) -> Iterator[None]:
     """If `quiet`: what is printed inside is lost, and no bar is shown.
@@ -37,13 +41,23 @@ def silenced(quiet: bool, result: bool = False) -> Iterator[None]:
     if not quiet:
         yield
         return
+    before = QUIET.set(True)
     with open(os.devnull, "w") as nowhere:
         out = sys.stdout if result else nowhere
         with (
             contextlib.redirect_stdout(NotATerminal(out)),
             contextlib.redirect_stderr(NotATerminal(sys.stderr)),
         ):
-            yield
+            try:
+                yield
+            finally:
+                QUIET.reset(before)
+
+
+def notice(text: str) -> None:
+    """Say on standard error what nobody has to act on; not if `silenced`."""
+    if not QUIET.get():
+        print(text, file=sys.stderr)
 
 
 class NotATerminal:
