@@ -98,7 +98,7 @@ class QLoRALFA(LFA):
         if "tower" in self.hparams:  # it is being rebuilt: a state dict will follow
             tower = self.hparams["tower"]
         elif folder != "none":
-            folder = first_stage(type(self), QLoRACLIP, "qlora_run", self.hparams)
+            folder = first_stage(folder, self.hparams.get("run"), name)
             tower, adapters = read_tower(folder)
         self.found = {"qlora_run": str(folder), "tower": tower}
         self.hparams = self.hparams | self.found
@@ -124,10 +124,12 @@ class QLoRALFA(LFA):
 
 
 def first_stage(
-    algorithm: type[CLIPAlgorithm],
-    base: type[CLIPAlgorithm],
-    row: str,
-    hparams: dict[str, Any],
+    named: str,
+    run: dict[str, Any] | None,
+    clip_backbone: str,
+    algorithm: type[CLIPAlgorithm] = QLoRALFA,
+    base: type[CLIPAlgorithm] = QLoRACLIP,
+    row: str = "qlora_run",
 ) -> Path:
     """The folder of the finished run of `base` that a run of `algorithm` builds on.
 
@@ -136,7 +138,6 @@ def first_stage(
     Of these it is the one with the best accuracy on the held-out parts of the training
     domains.
     """
-    named, run = hparams[row], hparams.get("run")
     if named == "auto" and run is None:
         raise InputError(
             f"{row} 'auto' means a folder beside the run's output_dir; outside of a "
@@ -150,16 +151,16 @@ def first_stage(
         if not all((folder / name).exists() for name in ("done", "model.pkl")):
             continue
         record = last_record(folder)
-        args, own = record["args"], record["hparams"]
+        args, hparams = record["args"], record["hparams"]
         if (
             args["algorithm"] in (base.__name__, *base.ALIASES)
             and all(args.get(name) == value for name, value in needs.items())
-            and own["clip_backbone"] == hparams["clip_backbone"]
+            and hparams["clip_backbone"] == clip_backbone
         ):
             same_draw = run is not None and args["hparams_seed"] == run["hparams_seed"]
             found.append((same_draw, validation_accuracy(record), folder))
     if not found:
-        wanted = needs | {"clip_backbone": hparams["clip_backbone"]}
+        wanted = needs | {"clip_backbone": clip_backbone}
         place = sweep if named == "auto" else named
         raise InputError(
             f"{algorithm.__name__} builds on a finished {base.__name__} run with a "

@@ -39,7 +39,9 @@ class StackedLFA(LFA):
             rows = self.BASE.hparam_rows(own.get("run", {}).get("dataset", "EmojiDG"))
             base = {name: default for name, (default, _) in rows.items()}
             if folder != "none":
-                folder = first_stage(type(self), self.BASE, "base_run", own)
+                run, clip = own.get("run"), own["clip_backbone"]
+                who = type(self), self.BASE, "base_run"
+                folder = first_stage(folder, run, clip, *who)
                 base, self.trained = read_base(folder)
             own = own | {"base_run": str(folder), "base": base}
         self.hparams = own["base"] | own

@@ -77,7 +77,7 @@ class CLIPBackbone(nn.Module):
     @functools.cached_property
     def fingerprint(self) -> str:
         """16 hex digits that name the weights, and the activation if it is GELU."""
-        return fingerprint_of(self.model.state_dict(), activation_of(self.model))
+        return fingerprint_of(self.model.state_dict()) + activation_of(self.model)
 
     @property
     def image_projection(self) -> torch.Tensor:
@@ -216,9 +216,9 @@ class CLIPBackbone(nn.Module):
             )
 
 
-def fingerprint_of(weights: dict[str, torch.Tensor], more: str = "") -> str:
-    """16 hex digits that name weights by their names and float32 bytes, and `more`."""
-    digest = hashlib.sha256(more.encode())
+def fingerprint_of(weights: dict[str, torch.Tensor]) -> str:
+    """16 hex digits that name weights by their names and float32 bytes."""
+    digest = hashlib.sha256()
     for name, weight in sorted(weights.items()):
         digest.update(name.encode())
         digest.update(weight.float().cpu().contiguous().numpy().tobytes())

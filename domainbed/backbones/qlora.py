@@ -86,7 +86,7 @@ class QLoRABackbone(CLIPBackbone):
                 f"hyperparameter quant is {quant!r}; it must be one of "
                 f"{', '.join(QUANTS)}."
             )
-        base = fingerprint_of(self.model.state_dict(), activation_of(self.model))
+        base = fingerprint_of(self.model.state_dict()) + activation_of(self.model)
         self.base = f"{base} {quant}"
         self.model = transformers_clip(self.model).requires_grad_(False)
         if quant != "none":
