@@ -57,10 +57,12 @@ def test_features_of_another_precision_are_other_entries(pacs, tmp_path):
     assert 0 < (exact - rounded).abs().max() < 0.2
 
 
-def test_training_through_a_tower_is_rounded_and_from_the_store_is_not(data):
+def test_training_through_a_tower_is_rounded_and_from_the_store_is_not(pacs):
     seen = {}
     for algorithm in ("FineTuneCLIP", "LFA"):
-        run = run_of(data, algorithm, "--precision", "bfloat16", batch_size=2)
+        words = ["--dataset", "PACS", "--data_dir", str(pacs), "--algorithm", algorithm]
+        words += ["--hparams", "clip_backbone=emoji", "batch_size=2"]
+        run = training.Run(train.parse_args([*words, "--precision", "bfloat16"]))
         logits = run.algorithm.logits
         run.algorithm.logits = lambda x, a=algorithm, f=logits: seen.setdefault(a, f(x))
         run.update(0, next(run.task.batches(run)))
