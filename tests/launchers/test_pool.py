@@ -15,20 +15,22 @@ def gpus(monkeypatch):
 
 def test_a_job_gets_the_gpu_that_is_free(gpus, monkeypatch):
     """While one of two jobs goes on, the others take turns on the other's GPU."""
-    given, done = [], threading.Event()
+    given, started, done = {}, threading.Event(), threading.Event()
 
     def run_command(command, CUDA_VISIBLE_DEVICES):
-        given.append(CUDA_VISIBLE_DEVICES)
+        given[command] = CUDA_VISIBLE_DEVICES
         if command == "long":
+            started.set()
             assert done.wait(10)
-        elif len(given) == 6:
+        assert started.wait(10)
+        if len(given) == 6:
             done.set()
         return 0
 
     monkeypatch.setattr(pool, "run_command", run_command)
-    assert pool.pool_launcher(["long", *"abcde"]) == [0] * 6
-    assert given.count(given[0]) == 1
-    assert given.count(given[1]) == 5
+    assert pool.pool_launcher(["long", *"abcde"], jobs=2) == [0] * 6
+    own = given.pop("long")
+    assert {*given.values()} == {"4", "7"} - {own}
 
 
 def test_more_jobs_than_gpus_are_spread(gpus, monkeypatch):
