@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 from domainbed.inputs import RunInputs
 from domainbed.lib.fast_data_loader import FastDataLoader
 from domainbed.model_selection import rank
-from domainbed.runs import predictions, provenance
+from domainbed.runs import predictions
 from domainbed.tasks import Split
 
 EVAL_BATCH = 64  # DomainBed's; DPL-CLIP's predictions depend on it
@@ -66,7 +66,7 @@ class RunEvaluation(RunInputs):
             self.answers,
             [len(env) for env in self.dataset],
             {
-                "data": provenance.dataset_fingerprint(self.dataset),
+                "data": self.about["dataset"],
                 "classes": max(map(self.n_classes, range(len(self.dataset)))),
             },
             step,

@@ -12,11 +12,10 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-import psutil
-
 import domainbed
 from domainbed.launchers.local import run_command, visible_gpus
 from domainbed.lib import misc
+from domainbed.lib.memory import free_bytes
 
 TRAIN = ["python", "-m", "domainbed.scripts.train"]
 CURVES = "torch.utils.tensorboard"  # which a run imports late
@@ -73,7 +72,7 @@ def at_once(n_gpus: int) -> int:
     One on each GPU or, without any, as many as a run's threads leave cores for; fewer
     where memory is short.
     """
-    cores, free = os.cpu_count() or 1, psutil.virtual_memory().available
+    cores, free = os.cpu_count() or 1, free_bytes()
     busy = n_gpus or max(1, cores // misc.threads())
     jobs = max(1, min(busy, free // RUN))
     what = f"{n_gpus} GPUs" if n_gpus else f"{cores} cores"

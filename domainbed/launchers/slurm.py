@@ -41,28 +41,15 @@ KEYS = {
     "setup": "setup",  # a shell command before the task's program, or several
 }
 # What it hands to sbatch as it is.
-PASSED = (
-    "begin",
-    "chdir",
-    "clusters",
-    "comment",
-    "contiguous",
-    "core_spec",
-    "deadline",
+PASSED = tuple(
+    """
+    begin chdir clusters comment contiguous core_spec deadline cores_per_socket
+    cpu_freq exclude exclusive export gpu_bind gpu_freq gres gres_flags hint
+    licenses mail_type mail_user mem_bind mem_per_cpu mem_per_gpu mincpus network
+    nice nodefile nodelist oversubscribe power prefer priority reservation
+    sockets_per_node switches thread_spec tmp
+    """.split()  # noqa: SIM905
 )
-PASSED += ("cores_per_socket", "cpu_freq", "exclude", "exclusive", "export", "gpu_bind")
-PASSED += ("gpu_freq", "gres", "gres_flags", "hint", "licenses", "mail_type")
-PASSED += ("mail_user", "mem_bind", "mem_per_cpu", "mem_per_gpu", "mincpus", "network")
-PASSED += (
-    "nice",
-    "nodefile",
-    "nodelist",
-    "oversubscribe",
-    "power",
-    "prefer",
-    "priority",
-)
-PASSED += ("reservation", "sockets_per_node", "switches", "thread_spec", "tmp")
 NUMBER = "[1-9][0-9]*"
 COUNTS = {
     "gpus": f"{NUMBER}|[a-zA-Z][\\w.-]*(:{NUMBER})?",  # 2, a100 or a100:2
