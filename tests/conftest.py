@@ -3,12 +3,22 @@
 import socket
 from pathlib import Path
 
+import helpers
 import pytest
+import torch
 from helpers import Interrupted, make_image_folder
 
 from domainbed import training
 
 pytest_plugins = ["download_web"]  # fixtures of a web server and its archives
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """As in a run: sums in another order end in other digits, and which test set the
+    number of threads last would decide them.
+    """
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +38,13 @@ def no_network(monkeypatch):
 
 def _no_lookup(*args, **kwargs):
     raise socket.gaierror("tests use no network")
+
+
+@pytest.fixture
+def float64():
+    """Everything is computed in float64."""
+    with helpers.float64():
+        yield
 
 
 @pytest.fixture

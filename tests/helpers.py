@@ -1,11 +1,13 @@
 """What tests share: small data folders, the contract's sweeps, runs to compare."""
 
+import contextlib
 import gzip
 import json
 import random
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 CONTRACT = Path(__file__).parent / "golden" / "contract"
@@ -82,6 +84,16 @@ def lines(folder):
         del record["args"]["output_dir"]
         records.append(json.dumps(record, sort_keys=True))
     return records
+
+
+@contextlib.contextmanager
+def float64():
+    """Everything inside is computed in float64."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 class Interrupted(Exception):

@@ -1,20 +1,11 @@
 """An algorithm beside a plain statement of its step: both shall do the same."""
 
-import contextlib
 import copy
 
 import pytest
 import torch
+from helpers import float64
 from test_zoo import SHAPES, batches, build, take
-
-
-@contextlib.contextmanager
-def float64():
-    torch.set_default_dtype(torch.float64)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(torch.float32)
 
 
 def assert_steps(name, plain, sizes=(4, 5, 6), n=4, inputs="vectors", **changed):

@@ -3,7 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from plainly import assert_steps, float64, step
+from helpers import float64
+from plainly import assert_steps, step
 from test_zoo import batches, build, take
 
 from domainbed.lib.errors import InputError
