@@ -66,6 +66,8 @@ def unpacked_sweep(name: str, folder: Path) -> Path:
 
 FLAGS = ["--dataset", "Debug28", "--steps", "9", "--checkpoint_freq", "4"]
 FLAGS += ["--num_workers", "0"]
+# Image folders as the emoji CLIP sees them.
+CLIP = {"data_augmentation": True, "clip_transform": True, "clip_backbone": "emoji"}
 SMALL = '{"batch_size": 4}'
 
 

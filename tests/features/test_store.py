@@ -1,14 +1,7 @@
 """Stored features: the same numbers, never stale, never half-made."""
 
-import contextlib
-import errno
 import json
 import os
-import resource
-import shutil
-import subprocess
-import sys
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -19,39 +12,12 @@ from domainbed import datasets, inputs, training
 from domainbed.algorithms import get_algorithm_class
 from domainbed.backbones import load_clip
 from domainbed.features import store
-from domainbed.features.entries import Entry, entries, key_of, size_text
+from domainbed.features.entries import Entry, entries, key_of
 from domainbed.features.store import StoredFeatures, describe, open_features
 from domainbed.hparams_registry import default_hparams
 from domainbed.lib.errors import InputError
 from domainbed.lib.fast_data_loader import FastDataLoader, InfiniteDataLoader
 from domainbed.scripts import train
-
-CLIP = {"data_augmentation": True, "clip_transform": True, "clip_backbone": "emoji"}
-
-
-@pytest.fixture(scope="module")
-def backbone():
-    return load_clip("emoji")
-
-
-@pytest.fixture
-def photos(pacs):
-    """The photo environment of a tiny PACS, 10 images, as CLIP sees it."""
-    return datasets.PACS(str(pacs), [0], CLIP)[2]
-
-
-@pytest.fixture
-def count(monkeypatch, backbone):
-    """How many images the backbone has encoded so far."""
-    encoded = []
-    encode = type(backbone).encode_image_layers
-
-    def counting(self, x):
-        encoded.append(len(x))
-        return encode(self, x)
-
-    monkeypatch.setattr(type(backbone), "encode_image_layers", counting)
-    return lambda: sum(encoded)
 
 
 @pytest.mark.parametrize("dtype, rtol", [("float32", 1e-5), ("float16", 1e-3)])
@@ -195,160 +161,6 @@ def test_the_number_of_threads_changes_no_bit(
     assert np.array_equal(*stored)
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from domainbed import datasets
-from domainbed.features import store
-from domainbed.backbones import CLIPBackbone, load_clip
-
-store.BATCH, store.FLUSH = 1, 2
-encode, encoded = CLIPBackbone.encode_image_layers, []
-
-def dying(self, x):
-    if len(encoded) == 1 + 5:  # the first, for the shape, is blank
-        os.kill(os.getpid(), signal.SIGKILL)
-    encoded.append(x)
-    return encode(self, x)
-
-CLIPBackbone.encode_image_layers = dying
-hparams = {"data_augmentation": True, "clip_transform": True, "clip_backbone": "emoji"}
-photos = datasets.PACS(sys.argv[1], [0], hparams)[2]
-store.open_features(photos, load_clip("emoji"), Path(sys.argv[2]))
-"""
-
-
-def test_a_killed_extraction_continues(
-    photos, backbone, pacs, tmp_path, count, monkeypatch
-):
-    folder = tmp_path / "store"
-    command = [sys.executable, "-c", KILLED, str(pacs), str(folder)]
-    ended = subprocess.run(command, stderr=subprocess.PIPE)
-    assert ended.returncode == -9, ended.stderr
-    (entry,) = entries(folder)
-    assert (entry.whole, entry.done, entry.is_locked()) == (False, 4, False)
-    monkeypatch.setattr(store, "BATCH", 1)
-    resumed = open_features(photos, backbone, folder)
-    assert count() == 6
-    whole = open_features(photos, backbone, tmp_path / "whole")
-    assert np.array_equal(resumed.z, whole.z)
-    assert [entry.whole for entry in entries(folder)] == [True]
-
-
-def test_only_what_is_known_to_be_done_is_kept(photos, backbone, tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "BATCH", 1)
-    whole = np.array(open_features(photos, backbone, tmp_path).z)
-    (entry,) = entries(tmp_path)
-    for name, content in (("rows", "4"), ("rows", ""), ("z.npy", ""), ("y.npy", "x")):
-        z = np.lib.format.open_memmap(entry.path / "z.npy", "r+")
-        z[4:] = 0
-        entry.path.rename(entry.part)
-        (entry.part / "rows").write_text("4")
-        (entry.part / name).write_text(content)
-        assert np.array_equal(open_features(photos, backbone, tmp_path).z, whole)
-
-
-@contextlib.contextmanager
-def largest_file(size):
-    """Files can be no larger inside, as on a disk without room."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def test_a_full_disk_is_found_before_anything_is_computed(
-    photos, backbone, tmp_path, count
-):
-    with largest_file(8192), pytest.raises(InputError, match=r"\(File too large\)"):
-        open_features(photos, backbone, tmp_path / "store")
-    assert count() == 1  # a blank image, for the shape
-    assert not entries(tmp_path / "store")
-
-
-def test_space_is_reserved_not_only_promised(photos, backbone, tmp_path, monkeypatch):
-    def full(file, offset, length):
-        assert length == os.fstat(file).st_size > 10 * 8 * 128 * 2
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(InputError, match=r"No space left on device.*--feature_dir"):
-        open_features(photos, backbone, tmp_path / "store")
-    assert not entries(tmp_path / "store")
-
-
-def test_the_size_is_said_before_and_refused_where_the_disk_lacks_it(
-    pacs, backbone, tmp_path, monkeypatch, capsys
-):
-    photos, sketches = (datasets.PACS(str(pacs), [0], CLIP)[i] for i in (2, 3))
-    both = ([photos, sketches], backbone, tmp_path / "store")
-    size = 20 * 8 * 128 * 2
-    free = shutil.disk_usage(tmp_path)._replace(free=size - 1)
-    with monkeypatch.context() as full:
-        full.setattr(shutil, "disk_usage", lambda path: free)
-        says = "20 images, 8 x 128 float16 each, take 0.0 MB, and .* has 0.0 MB left; "
-        with pytest.raises(InputError, match=says):
-            store.open_all(*both)
-        assert not entries(tmp_path / "store")
-        full.setattr(shutil, "disk_usage", lambda path: free._replace(free=size))
-        store.open_all(*both)
-    assert capsys.readouterr().err.count("the features of 20 images") == 1
-    store.open_all(*both)
-    assert not capsys.readouterr().err
-    assert size_text(133_120 * 9_991) == "1.3 GB"
-    assert size_text(31_000_000) == "31.0 MB"
-
-
-def test_a_disk_that_fills_later_is_an_error_that_can_be_mended(
-    photos, backbone, tmp_path, monkeypatch
-):
-    """A quota is looked at when the file is written; through a map that would kill."""
-    encode = type(backbone).encode_image_layers
-    monkeypatch.setattr(store, "BATCH", 2)
-    monkeypatch.setattr(store, "FLUSH", 2)
-    with contextlib.ExitStack() as limit:
-
-        def filling(self, x):
-            if len(x) == 2:  # not the blank one
-                limit.enter_context(largest_file(8192))
-            return encode(self, x)
-
-        monkeypatch.setattr(type(backbone), "encode_image_layers", filling)
-        with pytest.raises(InputError, match="File too large"):
-            open_features(photos, backbone, tmp_path / "store")
-    monkeypatch.setattr(type(backbone), "encode_image_layers", encode)
-    (entry,) = entries(tmp_path / "store")
-    assert not entry.whole
-    resumed = open_features(photos, backbone, tmp_path / "store")
-    whole = open_features(photos, backbone, tmp_path / "whole")
-    assert np.array_equal(resumed.z, whole.z)
-
-
-@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
-def test_a_read_only_store_is_read_but_not_written(
-    photos, backbone, tmp_path, monkeypatch, number
-):
-    open_features(photos, backbone, tmp_path)
-
-    def refuse(*args, **kwargs):
-        raise OSError(number, os.strerror(number))
-
-    for function in ("utime", "open", "mkdir", "rename"):
-        monkeypatch.setattr(os, function, refuse)
-    assert len(open_features(photos, backbone, tmp_path)) == 10
-    with pytest.raises(InputError, match=f"{os.strerror(number)}.*--feature_dir"):
-        open_features(photos, backbone, tmp_path, "float32")
-
-
-def test_a_file_is_no_store(photos, backbone, tmp_path):
-    (tmp_path / "file").touch()
-    for folder in (tmp_path / "file", tmp_path / "file" / "store"):
-        with pytest.raises(InputError, match="cannot store layer features in"):
-            open_features(photos, backbone, folder)
-
-
 def cut(path):
     os.truncate(path, path.stat().st_size - 1)
 
@@ -437,50 +249,6 @@ def test_memory_does_not_grow_with_the_store(photos, backbone, tmp_path):
     assert own_memory() - before < 2e8
 
 
-def test_an_interrupted_extraction_continues(
-    photos, backbone, tmp_path, count, monkeypatch
-):
-    monkeypatch.setattr(store, "BATCH", 1)
-    whole = np.array(open_features(photos, backbone, tmp_path / "whole").z)
-    broken = datasets.PACS(photos.root + "/../..", [0], CLIP)[2]
-    path = Path(broken.samples[8][0])
-    picture, times = path.read_bytes(), path.stat()
-
-    def spoil(content):
-        path.write_bytes(content)
-        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-
-    monkeypatch.setattr(store, "FLUSH", 4)
-    spoil(b"x" * len(picture))
-    with pytest.raises(InputError, match="cannot read the image"):
-        open_features(photos, backbone, tmp_path / "cut")
-    (entry,) = entries(tmp_path / "cut")
-    assert (entry.whole, entry.done) == (False, 8)
-    spoil(picture)
-    before = count()
-    resumed = open_features(photos, backbone, tmp_path / "cut")
-    assert count() - before == 2
-    assert np.array_equal(resumed.z, whole)
-    assert not list((tmp_path / "cut").glob("*/rows"))
-
-
-def test_one_extracts_while_others_wait(photos, backbone, tmp_path, count, capsys):
-    made = []
-    threads = [
-        threading.Thread(
-            target=lambda: made.append(open_features(photos, backbone, tmp_path))
-        )
-        for _ in range(4)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert count() == 11
-    assert len(made) == 4
-    assert "waiting for the process that writes" in capsys.readouterr().err
-
-
 def test_features_are_kept_with_the_data_where_that_can_be(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     data = tmp_path / "data"
@@ -490,25 +258,6 @@ def test_features_are_kept_with_the_data_where_that_can_be(tmp_path, monkeypatch
     assert store.default_feature_dir(None) == cache
     monkeypatch.setattr("os.access", lambda path, mode: False)
     assert store.default_feature_dir(str(data)) == cache
-
-
-@pytest.mark.parametrize(
-    "dtype, factor, says",
-    [
-        ("float16", 1e5, r"photo/dog/0.png .* float16 .*feature_dtype=float32"),
-        ("float32", float("nan"), r"photo/dog/0.png .* not finite.*another"),
-    ],
-)
-def test_only_finite_features_are_stored(
-    photos, backbone, tmp_path, monkeypatch, dtype, factor, says
-):
-    encode = type(backbone).encode_image_layers
-    monkeypatch.setattr(
-        type(backbone), "encode_image_layers", lambda self, x: encode(self, x) * factor
-    )
-    with pytest.raises(InputError, match=says):
-        open_features(photos, backbone, tmp_path, dtype)
-    assert not entries(tmp_path)
 
 
 def test_an_unknown_dtype_is_named(photos, backbone, tmp_path):
