@@ -97,7 +97,9 @@ def test_an_answer_does_not_depend_on_the_rest_of_the_batch(name):
     with torch.no_grad():
         together = algorithm.predict(x)
         alone = torch.cat([algorithm.predict(row[None]) for row in x])
-    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
+    # 4-bit layers compute in bfloat16, which some CPUs round by the batch's size.
+    close = 2e-2 if algorithm.EXTRA == "qlora" else 1e-4
+    torch.testing.assert_close(together, alone, rtol=close, atol=close)
 
 
 @pytest.mark.parametrize("name", algorithms.ALGORITHMS)
