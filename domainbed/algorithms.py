@@ -35,7 +35,7 @@ ORDER = tuple(
     DeiT HViT
     ZeroShotCLIP ZeroShotCLIPName LinearProbeCLIP LFA DPLCLIP QLoRACLIP QLoRALFA
     Head2ToeLinear Head2Toe VQT ARC ARC_att MAM UniPT SHERL LST HST BatchFormerCLIP
-    CLIPAdapter CoOp MaPLe LFAonCLIPAdapter LFAonCoOp LFAonMaPLe
+    CLIPAdapter CoOp CoCoOp MaPLe LFAonCLIPAdapter LFAonCoOp LFAonMaPLe
     TipAdapter TipAdapterF TaskRes LPPlusPlus CLAP GDA ProLIP
     LinearERM FineTuneCLIP MIRO T3A
     """.split()  # noqa: SIM905

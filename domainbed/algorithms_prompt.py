@@ -93,7 +93,7 @@ class CoOp(CLIPAlgorithm):
         }
 
     def __init__(self, input_shape, num_classes, num_domains, hparams):
-        self.FIXED_CLASSES = hparams["context_by_class"]
+        self.FIXED_CLASSES = hparams.get("context_by_class", False)
         super().__init__(input_shape, num_classes, num_domains, hparams)
 
     def write_prompts(self, class_names, template):
@@ -106,7 +106,7 @@ class CoOp(CLIPAlgorithm):
             start = start[0][0, 1:-1]
         else:
             start = 0.02 * torch.randn(self.n_tokens(), self.words.shape[-1])
-        if self.hparams["context_by_class"]:
+        if self.FIXED_CLASSES:
             start = start.expand(self.num_classes, -1, -1)
         self.context = nn.Parameter(start.clone())
 
