@@ -21,7 +21,7 @@ from domainbed.lib.progress import add_quiet
 from domainbed.lib.query import Q
 from domainbed.lib.reporting import printable
 from domainbed.model_selection import environments as keys_of
-from domainbed.tables import formats, frames, paper
+from domainbed.tables import formats, frames, paper, published
 from domainbed.tables.few_shot import is_few_shot, print_few_shot_tables
 from domainbed.tables.paper import escape
 from domainbed.tables.text import format_mean, print_results_tables, print_table
@@ -191,7 +191,7 @@ def read_sweep(*input_dirs: str) -> Q:
 
 
 def upstreams_tables(
-    records: Q, methods: Methods, latex: bool, published: pd.DataFrame | None
+    records: Q, methods: Methods, latex: bool, theirs: pd.DataFrame | None
 ) -> str:
     """The tables that DomainBed prints; InputError if none of the datasets has one."""
     present = records.select("args.dataset").unique()
@@ -210,10 +210,20 @@ def upstreams_tables(
         else:
             print(f"Total records: {len(records)}")
         for method in methods:
-            print_results_tables(records, method, latex, published)
+            print_results_tables(records, method, latex, below(theirs, method))
         if latex:
             print("\\end{document}")
     return out.getvalue()
+
+
+def below(
+    theirs: pd.DataFrame | None, method: type[model_selection.SelectionMethod]
+) -> pd.DataFrame | None:
+    """Of published rows those that stand below the tables of that method."""
+    if theirs is None:
+        return None
+    names = [known.name for known in SELECTIONS.values()]
+    return published.chosen_as(theirs, method.name, names)
 
 
 def few_shot_tables(records: Q, args: argparse.Namespace) -> str:
@@ -226,14 +236,25 @@ def few_shot_tables(records: Q, args: argparse.Namespace) -> str:
         raise InputError(
             f"few-shot runs have no tables in the format {args.format}; text or latex."
         )
+    theirs = published.few_shots(baseline_file(args)) if args.baseline else None
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
-        print_few_shot_tables(records, args.format == "latex")
+        n = print_few_shot_tables(records, args.format == "latex", theirs)
+    if theirs is not None and not n:
+        raise InputError(
+            f"--baseline {args.baseline} has no figures for these datasets, shots and "
+            "classes."
+        )
     return out.getvalue()
 
 
+def baseline_file(args: argparse.Namespace) -> str:
+    """The path that --baseline means; InputError names what there is."""
+    return shipped.find(args.baseline, "published/*.csv")
+
+
 def framed_tables(
-    records: Q, methods: Methods, form: str, published: pd.DataFrame | None
+    records: Q, methods: Methods, form: str, theirs: pd.DataFrame | None
 ) -> str:
     """CSV and JSON in long form; Markdown, HTML and a paper's LaTeX in wide tables."""
     chosen = {method: frames.accuracies(records, method) for method in methods}
@@ -243,10 +264,12 @@ def framed_tables(
         raise InputError(f"no run has the accuracies that {names} needs.")
     longs = {method: frames.long_form(accs, method) for method, accs in chosen.items()}
     if form in ("csv", "json"):
-        return getattr(formats, form)(pd.concat([*longs.values(), published]))
+        return getattr(formats, form)(pd.concat([*longs.values(), theirs]))
     names = frames.in_order(records.select("args.algorithm"), algorithms.ALGORITHMS)
     tables = {
-        method: with_ties(frames.wide_forms(pd.concat([long, published]), names), accs)
+        method: with_ties(
+            frames.wide_forms(pd.concat([long, below(theirs, method)]), names), accs
+        )
         for (method, accs), long in zip(chosen.items(), longs.values(), strict=True)
     }
     if form == "paper":
@@ -300,11 +323,10 @@ def main(argv: list[str] | None = None) -> None:
     if any(map(is_few_shot, records)):
         deliver(few_shot_tables(records, args), args)
         return
-    published = None
+    theirs = None
     if args.baseline:
         present = frames.in_order(records.select("args.dataset"), datasets.DATASETS)
-        baseline = shipped.find(args.baseline, "published/*.csv")
-        published = frames.published(baseline, present)
+        theirs = published.published(baseline_file(args), present)
     if SELECTIONS["auto_lr"] in methods:
         records = merge_auto_lr(records)
     is_text = args.format in ("text", "latex")
@@ -314,9 +336,9 @@ def main(argv: list[str] | None = None) -> None:
         for line in itertools.chain(*said, cut, mixtures(*args.input_dir)):
             print(printable(line), file=sys.stderr)
     if is_text:
-        text = upstreams_tables(records, methods, args.format == "latex", published)
+        text = upstreams_tables(records, methods, args.format == "latex", theirs)
     else:
-        text = framed_tables(records, methods, args.format, published)
+        text = framed_tables(records, methods, args.format, theirs)
     deliver(text, args)
 
 

@@ -5,14 +5,18 @@ shots. The harmonic mean H of base and new accuracy is of their means over trial
 the averages of the averaged ones, as papers have it: https://arxiv.org/abs/2203.05557
 """
 
+import math
 from collections.abc import Iterable
 from typing import Any
+
+import pandas as pd
 
 from domainbed import algorithms, datasets
 from domainbed.datasets_few_shot import names_of_tests
 from domainbed.lib.query import Q
 from domainbed.model_selection import LastEpochSelectionMethod
 from domainbed.tables.frames import AVERAGE, in_order, mean_of
+from domainbed.tables.published import of_block
 from domainbed.tables.text import format_mean, print_table, with_average
 
 BLOCK = ("classes", "shots", "source", "transfer_to")
@@ -108,8 +112,13 @@ def base_to_new_averages(
     return [base, new, harmonic_mean(base, new)]
 
 
-def print_few_shot_tables(records: Q, latex: bool) -> None:
-    """Print every block's table for each dataset, and its averages."""
+def print_few_shot_tables(
+    records: Q, latex: bool, published: pd.DataFrame | None = None
+) -> int:
+    """Print every block's table for each dataset, and its averages.
+
+    Published rows stand below; returned is how often one did.
+    """
     print(f"{'% ' if latex else ''}{ABOUT}")
     if any(row_of(record).endswith(MARK) for record in records):
         print(f"{'% ' if latex else ''}{REMARK}")
@@ -120,28 +129,44 @@ def print_few_shot_tables(records: Q, latex: bool) -> None:
 
     blocks = records.group(block_of)
     order = sorted(blocks, key=lambda block: [str(v).zfill(9) for v in block[0]])
-    for (classes, shots, source, _), own in order:
-        source = f", from {source}" if source else ""
-        print_block(own, f"{shots} shots, {classes} classes{source}", latex)
+    return sum(print_block(own, block, latex, published) for block, own in order)
 
 
-def print_block(records: Q, about: str, latex: bool) -> None:
+def print_block(
+    records: Q, block: tuple, latex: bool, published: pd.DataFrame | None
+) -> int:
+    """As above, of one block."""
+    classes, shots, source, _ = block
+    about = f"{shots} shots, {classes} classes" + (f", from {source}" if source else "")
     accs = accuracies(records)
     known = [name + mark for name in algorithms.ALGORITHMS for mark in ("", MARK)]
     rows = in_order((row for _, row in accs), known)
     present = in_order((dataset for dataset, _ in accs), datasets.of_task("few_shot"))
-    for dataset in present:
-        own = {row: accs.get((dataset, row), {}) for row in rows}
-        tests = [*dict.fromkeys(test for cells in own.values() for test in cells)]
-        last = H if base_and_new(tests) else AVERAGE
+    shown = 0
+
+    def show(title: str, table: list, names: list[str], columns: list[str]) -> None:
+        nonlocal shown
+        theirs, labels = [], []
+        if published is not None:
+            own = of_block(published, names, shots, classes)
+            theirs, labels = published_rows(own, columns)
+        shown += len(theirs)
+        rule = [None] if theirs else []
         print_table(
-            [cells_of(own[row], tests, latex) for row in rows],
-            f"Dataset: {dataset}, {about}",
-            rows,
-            ["Algorithm", *tests, last],
+            table + rule + theirs,
+            f"{title}, {about}",
+            rows + [""] * len(rule) + labels,
+            ["Algorithm", *columns],
             colwidth=20,
             latex=latex,
         )
+
+    for dataset in present:
+        own = {row: accs.get((dataset, row), {}) for row in rows}
+        tests = [*dict.fromkeys(test for cells in own.values() for test in cells)]
+        table = [cells_of(own[row], tests, latex) for row in rows]
+        last = H if base_and_new(tests) else AVERAGE
+        show(f"Dataset: {dataset}", table, [dataset], [*tests, last])
     halves = all(base_and_new(tests) for tests in accs.values())
     columns = ["base", "new", H] if halves else [*present, AVERAGE]
     table = [
@@ -150,5 +175,26 @@ def print_block(records: Q, about: str, latex: bool) -> None:
         else averages_of(accs, row, present, latex)
         for row in rows
     ]
-    labels = ["Algorithm", *columns]
-    print_table(table, f"Averages, {about}", rows, labels, colwidth=20, latex=latex)
+    show("Averages", table, present, columns)
+    return shown
+
+
+def published_rows(
+    rows: pd.DataFrame, columns: list[str]
+) -> tuple[list[list[str | float]], list[str]]:
+    """(cells, labels) of the rows that have figures in those columns, the last of
+    which is H of base and new or the mean of the others; "" for what they lack.
+    """
+    table, labels = [], []
+    figures = rows.reindex(columns=columns[:-1]).astype(float)
+    for name, own in zip(rows["method"], figures.to_dict("records"), strict=True):
+        if all(map(math.isnan, own.values())):
+            continue
+        whole = not any(map(math.isnan, own.values()))
+        last: str | float = mean_of(own.values()) if whole else ""
+        if columns[-1] == H:
+            last = harmonic_mean(own["base"], own["new"])
+            last = "" if math.isnan(last) else last
+        table.append([*("" if math.isnan(v) else v for v in own.values()), last])
+        labels.append(name)
+    return table, labels

@@ -1,4 +1,4 @@
-"""Frames: the accuracies of records, their means, and what others have published.
+"""Frames: the accuracies of records and their means.
 
 An accuracy is a share, 0 to 1; means and errors are in percent, as tables have them.
 """
@@ -7,12 +7,10 @@ import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from domainbed import algorithms, datasets, model_selection
 from domainbed.lib import reporting
-from domainbed.lib.errors import InputError
 from domainbed.lib.query import Q
 from domainbed.model_selection import SelectionMethod
 
@@ -20,7 +18,6 @@ AVERAGE = "Avg"  # of a dataset's environments, and of all datasets
 AVERAGES = "Averages"  # the table by dataset
 MEASURED = "this sweep"  # the source of what is not published
 ROW = ["source", "protocol", "algorithm"]  # what tells the rows of a wide table apart
-ABOUT = ("method", "backbone", "note", *ROW[:2], AVERAGE)  # columns of published rows
 
 
 def mean_of(values: Iterable[float]) -> float:
@@ -165,63 +162,6 @@ def long_form(accs: pd.DataFrame, method: type[SelectionMethod]) -> pd.DataFrame
     """`summary` and `averages` of a method's choices, with `selection` and `source`."""
     both = _in_table_order(pd.concat([summary(accs), averages(accs)]))
     return both.assign(selection=method.name, source=MEASURED, protocol="")
-
-
-def published(file: str | Path, dataset_names: list[str]) -> pd.DataFrame:
-    """A CSV file's rows on those datasets, in long form; InputError if it has none.
-
-    It has a column `method` and, in percent, one per dataset; `source` and `protocol`
-    say where a row is from. Its Avg counts if it is over the same datasets.
-    """
-    try:
-        rows = pd.read_csv(file, dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as error:
-        raise InputError(f"--baseline {file} cannot be read: {error}.") from error
-    if "method" not in rows:
-        raise InputError(f"--baseline {file} has no column 'method'.")
-    theirs = [name for name in rows.columns if name not in ABOUT]
-    names = [name for name in dataset_names if name in theirs]
-    if not names:
-        raise InputError(
-            f"--baseline {file} has no figures for {', '.join(dataset_names)}; its "
-            f"datasets are {', '.join(theirs) or 'none'}."
-        )
-    figures = pd.DataFrame({name: _percents(rows, name, file) for name in names})
-    if 1 < len(names) == len(dataset_names):
-        figures[AVERAGE] = figures.apply(mean_of, axis=1)
-        if {*theirs} == {*names} and AVERAGE in rows:
-            figures[AVERAGE] = _percents(rows, AVERAGE, file)
-    facts = {name: rows.get(name, "") for name in ROW[:2]}
-    frames = [
-        pd.DataFrame(
-            {
-                "dataset": name,
-                "algorithm": rows["method"],
-                "environment": AVERAGE,
-                "mean": figures[name],
-                "err": np.nan,
-                "n": 0,
-                "selection": "",
-                **facts,
-            }
-        )
-        for name in figures
-    ]
-    frame = pd.concat(frames).sort_index(kind="stable")  # as the file has them
-    return frame.dropna(subset="mean").drop_duplicates(["dataset", *ROW])
-
-
-def _percents(rows: pd.DataFrame, column: str, file: str | Path) -> pd.Series:
-    """A column's figures, NaN where it has none; InputError for what is no percent."""
-    texts = rows[column].str.strip()
-    figures = pd.to_numeric(texts, errors="coerce")
-    wrong = texts[(texts != "") & ~figures.between(0, 100)]
-    if len(wrong):
-        raise InputError(
-            f"--baseline {file} has {wrong.iloc[0]!r} in column {column}; figures are "
-            "percents, 0 to 100."
-        )
-    return figures
 
 
 def wide_forms(frame: pd.DataFrame, names: list[str]) -> dict[str, pd.DataFrame]:

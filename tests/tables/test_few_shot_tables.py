@@ -96,3 +96,26 @@ def test_few_shot_runs_have_tables_of_their_own(tmp_path, capsys):
     with pytest.raises(SystemExit):
         collect_results.main(["--input_dir", str(tmp_path)])
     assert "stand beside others" in capsys.readouterr().err
+
+
+def test_published_rows_stand_below_a_rule(tmp_path, capsys):
+    write(tmp_path / "s", "OxfordPets", "LFA", (0.8, 0.6), classes="base")
+    write(tmp_path / "s", "OxfordPets", "LFA", (0.8, 0.6), classes="base", shots=1)
+    file = tmp_path / "theirs.csv"
+    file.write_text(
+        "method,dataset,shots,classes,base,new\nMaPLe,OxfordPets,4,base,95.43,97.76\n"
+    )
+    text = tables(tmp_path / "s", capsys, "--baseline", str(file))
+    four = text[text.index("-------- Dataset: OxfordPets, 4 shots") :]
+    for title in ("Dataset: OxfordPets", "Averages"):
+        cells = row(four, title, "MaPLe")[1:]
+        assert cells == ["95.4", "97.8", "96.6"]
+    assert text.count("MaPLe") == 2  # not below those of one shot
+    own = tables(tmp_path / "s", capsys)
+    assert "".join(line for line in own.splitlines(True) if line in text) == own
+    file.write_text("method,dataset,shots,classes,base\nX,EuroSAT,4,base,95.43\n")
+    with pytest.raises(SystemExit):
+        tables(tmp_path / "s", capsys, "--baseline", str(file))
+    said = capsys.readouterr()
+    assert "has no figures for these datasets, shots and classes" in said.err
+    assert not said.out
