@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torchvision import transforms
 from torchvision.transforms.functional import InterpolationMode
 
@@ -24,6 +25,7 @@ from domainbed.datasets import (
     get_dataset_class,
 )
 from domainbed.lib.errors import InputError
+from domainbed.lib.misc import seed_hash
 from domainbed.lib.shots import half, k_shots
 from domainbed.lib.texts import read_text
 
@@ -181,14 +183,35 @@ class ListedEnvironment(ImageEnvironment):
         return [(os.path.join(directory, path), label) for path, label in self.items]
 
 
+class Views(ListedEnvironment):
+    """V random crops of each image of a list, the same ones every time.
+
+    Item v n + i is view v of image i, drawn from the image's name and v alone: of more
+    views the first are these.
+    """
+
+    def __init__(self, folder: Path, items: list[Item], classes: list[str], views: int):
+        self.views, self.n = views, len(items)
+        super().__init__(folder, items * views, classes)
+
+    def __getitem__(self, index):
+        seed = seed_hash("view", index // self.n, self.items[index][0])
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            return super().__getitem__(index)
+
+
 class Shots(ImageDataset):
     """The environments of a few-shot run: 0, `shots`, trains; the others are tested.
 
     K shots of each class, and min(K, 4) to validate, are drawn from all classes with
     Python's generator, seeded by the trial as CoOp's seeds 1, 2, 3. Of `base` classes
     only the first half trains, and `base` and `new` are tested, each among its own.
-    `transfer_to` names datasets whose test lists are tested as well.
+    `transfer_to` names datasets whose test lists are tested as well. `views`, where
+    hparams ask for some, are crops of the shots, to train on instead.
     """
+
+    views: Views | None = None
 
     def __init__(self, dataset_class: type, args: Any, hparams: dict[str, Any]):
         self.N_WORKERS = dataset_class.N_WORKERS
@@ -226,7 +249,10 @@ class Shots(ImageDataset):
         check_images(environments)
         self.ENVIRONMENTS = tuple(env.name for env in environments)
         self.set_environments(environments, [], hparams)
-        if hparams.get("augment") and hparams.get("clip_transform"):
+        if hparams.get("views"):
+            self.views = Views(lists.folder, train, self.class_names, hparams["views"])
+            self.views.transform = crops_of(hparams["clip_backbone"])
+        elif hparams.get("augment") and hparams.get("clip_transform"):
             environments[0].transform = crops_of(hparams["clip_backbone"])
 
 

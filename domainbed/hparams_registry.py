@@ -23,6 +23,7 @@ SHARE, COUNT, SIZE = (0, 1), (0, math.inf), (1, math.inf)
 # The least and the most that a number may be, whichever algorithm has it.
 BOUNDS = {
     **dict.fromkeys(("lr", "weight_decay", "linear_steps", "vector_depth"), COUNT),
+    "views": COUNT,
     **dict.fromkeys(("batch_size", "num_domain_tokens", "text_chunk", "rank"), SIZE),
     **dict.fromkeys(("lora_r", "mlp_width", "vector_width", "mlp_depth"), SIZE),
     **dict.fromkeys(("momentum", "beta"), SHARE),

@@ -85,7 +85,8 @@ class RunInputs:
     @property
     def fresh_crops(self) -> bool:
         """Whether training sees crops, new at each step, and only tests are stored."""
-        return bool(self.hparams.get("augment")) and self.input == "images"
+        fresh = self.hparams.get("augment") and not self.hparams.get("views")
+        return bool(fresh) and self.input == "images"
 
     def tell(self, to_train: bool) -> None:
         """Tell the algorithm what it is given from now on."""
@@ -112,9 +113,11 @@ class RunInputs:
         return Kind(f"{kind.name} {precision}", encode)
 
     def open_features(self) -> list[StoredFeatures]:
-        """Every environment's entry in the feature store."""
+        """Every environment's entry in the feature store, then that of the views."""
+        views = getattr(self.dataset, "views", None)
+        environments = [*map(self.dataset.unaugmented, range(len(self.dataset)))]
         return open_all(
-            [*map(self.dataset.unaugmented, range(len(self.dataset)))],
+            environments + ([views] if views else []),
             self.backbone,
             Path(self.args.feature_dir or default_feature_dir(self.args.data_dir)),
             self.hparams["feature_dtype"],
@@ -124,7 +127,11 @@ class RunInputs:
         )
 
     def items(self, split: Split, to_train: bool) -> Dataset:
-        """A split's (x, y) pairs; only training sees them augmented."""
+        """A split's (x, y) pairs; only training sees them augmented, or their views."""
+        if to_train and self.hparams.get("views"):
+            return (
+                self.at_hand[len(self.dataset)] if self.at_hand else self.dataset.views
+            )
         if self.at_hand and not (to_train and self.fresh_crops):
             return self.at_hand[split.env].subset(split.keys)
         if to_train or self.hparams["augment_validation"]:

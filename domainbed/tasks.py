@@ -179,12 +179,14 @@ class FewShot(DomainGeneralization):
         algorithm_class = get_algorithm_class(args.algorithm)
         own = algorithm_class.hparam_rows(args.dataset)
         rows = {"prompt": dataset_class.TEMPLATE, "augment": dataset_class.AUGMENT}
+        rows["views"] = 0
         if "prompt" not in own:
             del rows["prompt"]
         further = algorithm_class.few_shot_rows(args.dataset, args.shots)
         return {name: (value, None) for name, value in rows.items()} | further
 
     def dataset(self, args, hparams):
+        check_views(args.algorithm, hparams)
         dataset = Shots(class_for(args.dataset, args.task), args, hparams)
         args.test_envs = [*range(1, len(dataset))]
         fixed = get_algorithm_class(args.algorithm).FIXED_CLASSES
@@ -213,6 +215,7 @@ class FewShot(DomainGeneralization):
             run.workers(1),
             misc.seed_hash(run.args.seed, run.splits[0].name),
             first,
+            run.hparams["views"] or 1,
         )
         for x, y in loader:
             yield [(x, y)], None
@@ -253,6 +256,18 @@ class FewShot(DomainGeneralization):
 
     def chosen(self, run, records):
         return records[-1], "the last epoch's model"
+
+
+def check_views(algorithm: str, hparams: dict[str, Any]) -> None:
+    """InputError if the method does not train on what a frozen tower makes of them."""
+    frozen = get_algorithm_class(algorithm).TAKES_FEATURES and hparams["clip_transform"]
+    reads = frozen or hparams.get("input", "images") != "images"
+    if hparams["views"] and not reads:
+        raise InputError(
+            f"hyperparameter views is {hparams['views']}, but {algorithm} trains on "
+            "images, not on what a frozen CLIP makes of them; augment=true crops them "
+            "anew at each step."
+        )
 
 
 def class_for(dataset: str, task: str) -> type[MultipleDomainDataset]:

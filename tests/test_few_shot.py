@@ -58,7 +58,7 @@ def test_a_run_tests_its_last_epoch_once(data, tmp_path, capsys):
     assert "target test: " in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("hparams", [(), ("augment=true",)])
+@pytest.mark.parametrize("hparams", [(), ("augment=true",), ("views=3",)])
 def test_an_interrupted_run_ends_as_one_that_was_not(
     data, tmp_path, interrupt, hparams
 ):
@@ -100,6 +100,56 @@ def test_crops_are_encoded_at_each_step_and_tests_are_stored(data, tmp_path):
     assert hasattr(test, "gather") and hasattr(train_, "gather")
 
 
+def test_views_are_stored_once_and_a_step_picks_among_them(data, tmp_path):
+    run = run_of(data, tmp_path, hparams=["augment=true", "views=3"])
+    views, own = run.dataset.views, run.algorithm.stored_kind
+    assert len(views) == 3 * 12 and not run.fresh_crops
+    run.tell(to_train=True)
+    batches = [next(run.task.batches(run, first))[0][0] for first in range(4)]
+    again = next(run.task.batches(run, 2))[0][0]
+    assert torch.equal(again[0], batches[2][0])
+    stored = run.at_hand[len(run.dataset)]
+    with torch.no_grad():
+        encoded = own.encode(torch.stack([x for x, _ in views]))
+    torch.testing.assert_close(stored.gather(range(36))[0], encoded, rtol=0, atol=2e-3)
+    picked = set()
+    for z, y in batches:
+        places = [int((stored.z == row).all(-1).all(-1).nonzero()) for row in z]
+        assert len({place % 12 for place in places}) == 5
+        assert [views.targets[place] for place in places] == y.tolist()
+        picked |= {place // 12 for place in places}
+    assert picked == {0, 1, 2}
+    stores = [{e.key for e in entries(data / "features")}]
+    for hparams in ("views=3", "views=2"):
+        assert run_of(data, tmp_path, hparams=["augment=true", hparams]).stored
+        stores.append({e.key for e in entries(data / "features")})
+    assert [*map(len, stores)] == [3, 3, 4] and stores[0] == stores[1]
+    assert [e.staleness() for e in entries(data / "features")] == [None] * 4
+
+
+def test_views_of_pixels_are_those_that_are_stored(data, tmp_path):
+    hparams = ["views=3", "feature_dtype=float32"]
+    stored = run_of(data, tmp_path, hparams=hparams)
+    pixels = run_of(data, tmp_path, "--no_feature_store", hparams=hparams)
+    for step in (0, 3):
+        z, y = next(stored.task.batches(stored, step))[0][0]
+        x, labels = next(pixels.task.batches(pixels, step))[0][0]
+        assert x.shape == (5, 3, 48, 48) and torch.equal(labels, y)
+        with torch.no_grad():
+            torch.testing.assert_close(pixels.algorithm.features(x), z)
+
+
+def test_more_views_begin_with_the_same_ones(data, tmp_path):
+    two, three = (
+        run_of(data, tmp_path, hparams=[f"views={n}"]).dataset.views for n in (2, 3)
+    )
+    assert torch.equal(three[13][0], two[13][0])
+    assert not torch.equal(three[1][0], two[13][0])
+    before = torch.random.get_rng_state()
+    assert torch.equal(three[30][0], three[30][0])
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
 def test_new_classes_are_asked_and_then_the_own_ones_again(data, tmp_path):
     run = run_of(data, tmp_path, "--classes", "base", "--transfer_to", "EmojiHouses")
     asked, ask = [], run.algorithm.ask
@@ -135,6 +185,8 @@ def test_scores_by_hand():
     (["--dataset", "EmojiDG", "--source", "x"], "Unknown source in EmojiDG 'x'"),
     (["--task", "domain_generalization"], "--shots is of --task few_shot"),
     (["--algorithm", "ERM", "--classes", "base"], "ERM has weights for each of its"),
+    (["--algorithm", "MaPLe", "--hparams", "views=2"], "views is 2, but MaPLe trains"),
+    (["--algorithm", "LFA", "--hparams", "views=-1"], "it must be at least 0"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_refused(flags, message, data, tmp_path):
     own = [*OWN, "--data_dir", str(data), "--output_dir", str(tmp_path / "out")]

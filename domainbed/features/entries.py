@@ -36,6 +36,7 @@ from domainbed.lib.misc import digest, write_whole
 ENTRY = re.compile(r"[0-9a-f]{16}(\.part)?")
 FACTS = {"backbone", "transform", "folder", "files", "strict", "classes"}
 FACTS |= {"images", "layers", "dtype"}
+OF_LISTS = ("items", "views")  # further facts of lists of images
 CHUNK = 1024  # images that are looked at together: memory stays bounded
 
 
@@ -70,7 +71,7 @@ class Entry:
         if (
             not isinstance(facts, dict)
             or key_of(facts) != self.key
-            or facts.keys() - {"items"} != FACTS
+            or facts.keys() - {*OF_LISTS} != FACTS
         ):
             raise DamagedError(self.path, "facts.json is not what this version writes")
         return facts

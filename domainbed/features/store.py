@@ -27,7 +27,14 @@ from tqdm import tqdm
 
 from domainbed.backbones import CLIPBackbone, Kind
 from domainbed.datasets import ImageEnvironment
-from domainbed.features.entries import Entry, digest_files, key_of, shown, size_text
+from domainbed.features.entries import (
+    OF_LISTS,
+    Entry,
+    digest_files,
+    key_of,
+    shown,
+    size_text,
+)
 from domainbed.lib import misc
 from domainbed.lib.errors import DISK_ERRORS, InputError
 from domainbed.lib.fast_data_loader import batches_of
@@ -101,14 +108,15 @@ def describe(
     """All that an environment's features depend on, in plain types.
 
     The fact `layers` names their kind; without one they are the class tokens. `items`
-    are those of a list of images.
+    are those of a list of images, `views` how many of each it has.
     `strict` knows images by their content, not by their size and time of change.
     """
     if dtype not in DTYPES:
         raise InputError(
             f"feature_dtype is {dtype!r}; it can be {' or '.join(DTYPES)}."
         )
-    listed = {"items": environment.items} if hasattr(environment, "items") else {}
+    own = [name for name in OF_LISTS if hasattr(environment, name)]
+    listed = {name: getattr(environment, name) for name in own}
     return listed | {
         "backbone": backbone.fingerprint,
         "layers": (kind or backbone.class_tokens).name,

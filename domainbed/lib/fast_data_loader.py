@@ -134,7 +134,11 @@ class InfiniteDataLoader:
 
 
 class EpochLoader(InfiniteDataLoader):
-    """Batches for ever: in each epoch every item once, but for a last short batch."""
+    """Batches for ever: in each epoch every item once, but for a last short batch.
+
+    A dataset of several `views` holds the first of each item, then the second of each
+    and so on; every draw takes one of them at random.
+    """
 
     def __init__(
         self,
@@ -143,15 +147,21 @@ class EpochLoader(InfiniteDataLoader):
         num_workers: int,
         seed: int,
         first: int = 0,
+        views: int = 1,
     ):
-        indices = partial(epoch_indices, len(dataset), batch_size, seed)
+        n = len(dataset) // views
+        indices = partial(epoch_indices, n, batch_size, views, seed)
         self.serve(dataset, _Draws(indices, seed, first), num_workers)
 
 
-def epoch_indices(n: int, batch_size: int | None, seed: int, t: int) -> torch.Tensor:
-    """Batch t's indices below n; of a `batch_size` of None, all of them."""
+def epoch_indices(
+    n: int, batch_size: int | None, views: int, seed: int, t: int
+) -> torch.Tensor:
+    """Batch t's indices below n views; of a `batch_size` of None, of all n items."""
     epoch, place = divmod(t, batches_per_epoch(n, batch_size))
-    return torch.tensor(epoch_batches(n, batch_size, seed, epoch)[place])
+    items = torch.tensor(epoch_batches(n, batch_size, seed, epoch)[place])
+    generator = torch.Generator().manual_seed(seed_hash(seed, "views", t))
+    return items + n * torch.randint(views, items.shape, generator=generator)
 
 
 class FastDataLoader:

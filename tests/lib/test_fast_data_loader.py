@@ -10,6 +10,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 from domainbed.lib.errors import InputError
 from domainbed.lib.fast_data_loader import (
+    EpochLoader,
     FastDataLoader,
     InfiniteDataLoader,
     draw_indices,
@@ -118,3 +119,16 @@ def test_a_killed_process_is_said_with_the_remedy():
         InputError, match=r"a process that loads images ended .*lower --num_workers"
     ):
         list(FastDataLoader(Deadly(), 2, 1))
+
+
+def test_an_epoch_takes_one_view_of_each_item():
+    n, views = 6, 3
+    data = [(item, item % n) for item in range(n * views)]
+    plain = EpochLoader(data[:n], 2, 0, seed=4)
+    viewed = EpochLoader(data, 2, 0, seed=4, views=views)
+    batches = list(itertools.islice(viewed, 12))
+    for (x, y), (own, _) in zip(batches, plain, strict=False):
+        assert torch.equal(x % n, own) and torch.equal(y, own)
+    assert {int(x) // n for batch, _ in batches for x in batch} == {0, 1, 2}
+    later = EpochLoader(data, 2, 0, seed=4, first=7, views=views)
+    assert torch.equal(next(iter(later))[0], batches[7][0])
