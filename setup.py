@@ -46,7 +46,7 @@ setup(
         "pillow",
         "psutil",
         "tqdm",
-        "filelock",
+        "filelock>=3.24",  # fallback_to_soft
         "safetensors",
         "scipy",
     ],

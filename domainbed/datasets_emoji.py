@@ -3,6 +3,7 @@
 Sources, licences and attribution: `assets/README.md`.
 """
 
+import math
 import os
 import shutil
 import zipfile
@@ -10,10 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
-from filelock import FileLock
-
 from domainbed.datasets import MultipleEnvironmentImageFolder, register
 from domainbed.datasets_few_shot import Item, Lists, split_by_class
+from domainbed.lib.claim import Claim
 from domainbed.lib.errors import InputError
 from domainbed.lib.pictures import subfolders
 
@@ -44,7 +44,7 @@ class EmojiDataset(MultipleEnvironmentImageFolder):
         try:
             if not folder.is_dir():
                 folder.parent.mkdir(parents=True, exist_ok=True)
-                with FileLock(f"{folder}.lock"):
+                with Claim.beside(folder).held(math.inf):
                     if not folder.is_dir():
                         unpack(cls.ARCHIVE, folder, cls.place)
         except OSError as error:

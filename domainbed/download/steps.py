@@ -7,16 +7,16 @@ unpacked in `FOLDER.part`, and the finished folder is renamed to FOLDER.
 
 import contextlib
 import http.client
+import math
 import shutil
 import urllib.error
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from filelock import FileLock
-
 from domainbed import datasets
 from domainbed.download.archive import ArchiveError, one_line, unpack
 from domainbed.download.cards import CARDS, Mirror
+from domainbed.lib.claim import Claim
 from domainbed.lib.errors import InputError, UnknownNameError, did_you_mean
 from domainbed.lib.pictures import pictures, plain
 
@@ -88,18 +88,15 @@ def obtain(
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Only one process at a time makes the folder; InputError if none can."""
-    lock = FileLock(f"{folder}.lock")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except OSError as error:
-        raise InputError(
-            f"cannot write to --data_dir {folder.parent}: {error.strerror or error}"
-        ) from error
-    try:
+    with contextlib.ExitStack() as stack:
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(Claim.beside(folder).held(math.inf))
+        except OSError as error:
+            raise InputError(
+                f"cannot write to --data_dir {folder.parent}: {error.strerror or error}"
+            ) from error
         yield
-    finally:
-        lock.release()
 
 
 def from_mirrors(

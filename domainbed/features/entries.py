@@ -6,7 +6,8 @@
         y.npy         labels (N,), places in the facts' classes
     <feature_dir>/<key>.part/   the same while it is being extracted, and
         rows          how many images are done
-    <feature_dir>/<key>.lock    locked (flock) by the process that extracts
+    <feature_dir>/<key>.lock    locked by the process that extracts, see lib/claim.py
+    <feature_dir>/<key>.heartbeat   who that is
 
 The time of facts.json is when the entry was last read. Locks stay when an entry goes:
 whoever waits for one must not come to hold another file than who comes later.
@@ -16,9 +17,9 @@ import contextlib
 import functools
 import hashlib
 import json
+import math
 import os
 import re
-import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -26,10 +27,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from domainbed.datasets import ImageEnvironment
 from domainbed.datasets_few_shot import ListedEnvironment
+from domainbed.lib.claim import Claim, TakenError
 from domainbed.lib.errors import InputError
 from domainbed.lib.misc import digest, write_whole
 
@@ -59,7 +60,7 @@ class Entry:
         self.path, self.key = path, path.name.removesuffix(".part")
         self.whole = self.key == path.name
         self.part = path.with_name(f"{self.key}.part")  # where it is made
-        self.lock = path.with_name(f"{self.key}.lock")
+        self.claim = Claim.beside(path.with_name(self.key))
 
     @functools.cached_property
     def facts(self) -> dict[str, Any]:
@@ -160,42 +161,24 @@ class Entry:
 
     def is_locked(self) -> bool:
         """Whether a process extracts it."""
-        if not self.lock.exists():
-            return False
-        try:
-            with self.locked(wait=False):
-                return False
-        except (Timeout, OSError):
-            return True
+        return self.claim.is_alive()
 
     @contextlib.contextmanager
-    def locked(self, wait: bool) -> Iterator[None]:
-        """No other process extracts or removes it inside.
-
-        If one does, either wait and say so or raise filelock's Timeout.
-        """
-        lock = FileLock(self.lock)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            if not wait:
-                raise
-            print(f"waiting for the process that writes {self.path}", file=sys.stderr)
-            lock.acquire()
-        try:
+    def locked(self) -> Iterator[None]:
+        """No other process extracts it inside; one that does is waited for."""
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(self.claim.held(patience=0))
+            except TakenError:
+                print(
+                    f"waiting for the process that writes {self.path}", file=sys.stderr
+                )
+                stack.enter_context(self.claim.held(patience=math.inf))
             yield
-        finally:
-            lock.release()
 
     def remove(self) -> bool:
         """Delete it; False, and it stays, while a process extracts it."""
-        try:
-            with self.locked(wait=False):
-                if self.path.exists():  # a part may have become whole
-                    shutil.rmtree(self.path)
-        except Timeout:
-            return False
-        return True
+        return self.claim.remove(self.path)
 
 
 def entries(feature_dir: Path) -> list[Entry]:

@@ -182,7 +182,7 @@ def open_all(
             if entry.path.exists():
                 continue
             feature_dir.mkdir(parents=True, exist_ok=True)
-            with entry.locked(wait=True):
+            with entry.locked():
                 if not entry.path.exists():
                     extract(environment, backbone, kind, shape, own, entry, num_workers)
     except OSError as error:
@@ -295,6 +295,7 @@ def extract(
             if done % FLUSH < BATCH or done == len(environment):
                 file.flush()
                 os.fsync(file.fileno())
+                entry.claim.check()
                 misc.write_whole(part.path / "rows", str(done))
     part.path.rename(entry.path)
     (entry.path / "rows").unlink(missing_ok=True)

@@ -4,36 +4,24 @@ Beside the contract's files (results.jsonl, out.txt, err.txt, model.pkl, done) i
 
     run.json    what the run was made from: arguments, versions, data; see training
     state.pt    where the run goes on, renewed at each checkpoint; gone when it is done
-    lock        locked (flock) by the process that works here; dies with it
-    heartbeat   who that is; touched every few seconds, gone when it ends in order
+    lock        locked by the process that works here, see lib/claim.py
+    heartbeat   who that is
     failed      why the last attempt ended, if it failed
     slurm       its job on a cluster and that job's log, if Slurm runs it
 """
 
 import contextlib
-import fcntl
 import json
 import os
-import shutil
 import signal
-import socket
-import tempfile
-import threading
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from domainbed.lib import misc
-from domainbed.lib.errors import DISK_ERRORS, InputError
+from domainbed.lib.claim import Beat, Claim
+from domainbed.lib.errors import InputError
 
-BEAT = 10  # seconds between heartbeats
-LOOK = 0.5  # seconds between two looks at another machine's heartbeat
-SILENCE = 6 * BEAT  # without one for so long, a run on another machine is dead
 LAST_LINES = 5  # of a log, kept in `failed`
-AHEAD: dict[int, float] = {}  # device -> `ahead` of its file system
 STATES = ("done", "running", "failed", "stale", "waiting", "not launched")
 
 
@@ -42,6 +30,7 @@ class RunFolder:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
+        self.claim = Claim(self.path, self.path / "lock", self.path / "heartbeat")
 
     @property
     def log(self) -> Path:
@@ -83,119 +72,20 @@ class RunFolder:
         return "stale" if (self.path / "heartbeat").exists() else "waiting"
 
     def is_alive(self) -> bool:
-        """Whether a process works here, on this machine or on another.
+        """Whether a process works here, on this machine or on another."""
+        return self.claim.is_alive()
 
-        The lock tells, wherever the file system has locks that all its machines see;
-        elsewhere, and where the lock cannot be asked, a fresh heartbeat does.
-        """
-        held = is_held(self.path / "lock")
-        beat = self.heartbeat()
-        if held or beat is None or abs(beat["age"]) >= SILENCE:
-            return bool(held)
-        return held is None or elsewhere(beat)
+    def heartbeat(self) -> Beat | None:
+        """Of the last process here that did not end, see lib/claim.py."""
+        return self.claim.heartbeat()
 
-    def heartbeat(self) -> dict[str, Any] | None:
-        """{host, pid, age in seconds, time} of the last process here that did not end.
-
-        Its age is by the file system's clock, which is one for all machines.
-        """
-        try:
-            beat = json.loads((self.path / "heartbeat").read_text())
-            then = (self.path / "heartbeat").stat().st_mtime
-            facts = {"host": str(beat["host"]), "pid": int(beat["pid"])}
-        except (OSError, ValueError, TypeError, KeyError):
-            return None
-        return facts | {"age": time.time() + ahead(self.path) - then, "time": then}
-
-    @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self) -> contextlib.AbstractContextManager[None]:
         """The folder is this process's own inside; InputError if it is another's."""
-        lock, shared = FileLock(self.path / "lock"), False
-        try:
-            lock.acquire(timeout=2)  # whoever only asks for the state holds it shortly
-        except Timeout:
-            raise self.taken() from None
-        except (OSError, NotImplementedError) as error:
-            if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-                raise
-            shared = True  # no locks here: heartbeats alone keep two processes apart
-        try:
-            self.claim(shared)
-        except BaseException:
-            lock.release()
-            raise
-        ended = threading.Event()
-        threading.Thread(target=self._beat, args=(ended,), daemon=True).start()
-        try:
-            yield
-        finally:
-            ended.set()
-            with contextlib.suppress(OSError):  # the disk may be what failed
-                (self.path / "heartbeat").unlink(missing_ok=True)
-            lock.release()
-
-    def claim(self, shared: bool) -> None:
-        """Write the heartbeat; InputError if another process has a live one.
-
-        The lock may be one that other machines do not see; `shared` says that this one
-        does not, either. Whoever was here a moment ago is waited for until it is silent
-        for long enough, or beats again.
-        """
-        own = self.path / f"heartbeat.{socket.gethostname()}.{os.getpid()}"
-        misc.write_whole(
-            own, json.dumps({"host": socket.gethostname(), "pid": os.getpid()})
-        )
-        try:
-            first = self.heartbeat()
-            while not self._began(own):
-                beat = self.heartbeat()
-                fresh = beat is not None and abs(beat["age"]) < SILENCE
-                if not fresh or not (may_live(beat) if shared else elsewhere(beat)):
-                    (self.path / "heartbeat").unlink(missing_ok=True)
-                elif first is None or beat["time"] != first["time"]:
-                    raise self.taken()
-                else:
-                    time.sleep(LOOK)
-        finally:
-            own.unlink(missing_ok=True)
-
-    def _began(self, own: Path) -> bool:
-        """Make `own` the heartbeat, unless there is one."""
-        try:
-            os.link(own, self.path / "heartbeat")  # one of several makes it
-        except FileExistsError:
-            return False
-        except OSError:  # a file system without links
-            if (self.path / "heartbeat").exists():
-                return False
-            own.rename(self.path / "heartbeat")
-        return True
-
-    def taken(self) -> InputError:
-        """What to say where another process works."""
-        beat = self.heartbeat() or {"host": "this machine", "pid": "unknown"}
-        return InputError(
-            f"another process works in {self.path} (process {beat['pid']} on "
-            f"{beat['host']}); wait for it or name another --output_dir."
-        )
+        return self.claim.held()
 
     def delete(self) -> bool:
         """Remove the folder; False, and it stays, while a process works in it."""
-        if self.is_alive():
-            return False
-        lock = FileLock(self.path / "lock")
-        try:
-            lock.acquire(timeout=0)  # nobody can start here from now on
-        except (Timeout, NotImplementedError):
-            return False
-        shutil.rmtree(self.path)
-        lock.release()
-        return True
-
-    def _beat(self, ended: threading.Event) -> None:
-        while not ended.wait(BEAT):
-            with contextlib.suppress(OSError):
-                os.utime(self.path / "heartbeat")
+        return self.claim.remove(self.path)
 
     def fail(self, status: int, error: str | None = None) -> None:
         """Record that the run failed with that exit status, negative for a signal.
@@ -254,54 +144,6 @@ class RunFolder:
         except (OSError, ValueError, IndexError, TypeError, KeyError):
             where = "before its first checkpoint"
         return f"ended without a word {where}"
-
-
-def is_held(lock: Path) -> bool | None:
-    """Whether a process holds that lock file; None if that cannot be known.
-
-    Looked at with a shared lock, which several may have at once and which needs no
-    right to write.
-    """
-    try:
-        with open(lock, "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return None
-    return False
-
-
-def elsewhere(beat: dict[str, Any]) -> bool:
-    """Whether the heartbeat is another machine's."""
-    return beat["host"] != socket.gethostname()
-
-
-def may_live(beat: dict[str, Any]) -> bool:
-    """Whether another process of that number may be at work."""
-    try:
-        os.kill(beat["pid"], 0)
-    except ProcessLookupError:
-        return elsewhere(beat)
-    except OSError:  # somebody else's
-        return True
-    return elsewhere(beat) or beat["pid"] != os.getpid()
-
-
-def ahead(folder: Path) -> float:
-    """Seconds by which the file system's clock is before this machine's.
-
-    It is asked once, by a file that is written; 0 where it cannot be.
-    """
-    with contextlib.suppress(OSError):
-        device = folder.stat().st_dev
-        if device not in AHEAD:
-            with tempfile.TemporaryFile(dir=folder) as file:
-                AHEAD[device] = os.fstat(file.fileno()).st_mtime - time.time()
-        return AHEAD[device]
-    return 0.0
 
 
 def signal_name(status: int) -> str | None:

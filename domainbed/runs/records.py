@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,9 @@ class OtherRunError(InputError):
 
 class RunRecords:
     """The files run.json, results.jsonl, state.pt and done of one folder."""
+
+    # Raises when another process has the folder by now; set by who holds it.
+    check_own: Callable[[], None] = staticmethod(lambda: None)
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -81,6 +84,7 @@ class RunRecords:
 
     def append(self, record: dict[str, Any]) -> None:
         """Add a line to results.jsonl: all of it or, after an error, nothing."""
+        self.check_own()
         with open(self.results, "ab") as file:
             end = file.tell()
             try:
@@ -102,6 +106,7 @@ class RunRecords:
 
     def save_state(self, state: dict[str, Any]) -> None:
         """Renew state.pt; `state` is of tensors and plain types."""
+        self.check_own()
         length = self.results.stat().st_size if self.results.exists() else 0
         misc.save_whole(self.state, state | {"results_length": length})
 
@@ -122,6 +127,7 @@ class RunRecords:
 
     def finish(self) -> None:
         """Say that the run is whole."""
+        self.check_own()
         misc.write_whole(self.done, "done")
         self.state.unlink(missing_ok=True)
 

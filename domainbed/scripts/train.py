@@ -16,6 +16,7 @@ import torch
 
 from domainbed import training
 from domainbed.hparams_registry import as_json
+from domainbed.lib.claim import TakenError
 from domainbed.lib.errors import DISK_ERRORS, InputError, exits_on_input_error
 from domainbed.lib.misc import Tee
 from domainbed.lib.paths import user_path
@@ -116,7 +117,7 @@ def failures_recorded(folder: RunFolder) -> Iterator[None]:
     """What goes wrong inside ends in `failed` and, with the remedy, in an exit."""
     try:
         yield
-    except OtherRunError:  # the folder's own run has not failed
+    except (OtherRunError, TakenError):  # the folder's own run has not failed
         raise
     except InputError as error:
         folder.fail(2, str(error))
@@ -189,6 +190,7 @@ def start(folder, args, run, make_run) -> None:
     """Train; the folder is there and this process's own."""
     with failures_recorded(folder):
         run = run or make_run(args)
+        run.records.check_own = folder.claim.check
         if args.no_resume:
             run.records.clear()
         run.records.check(run.about)

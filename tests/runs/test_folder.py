@@ -11,9 +11,10 @@ import time
 
 import pytest
 
+from domainbed.lib import claim as module
+from domainbed.lib.claim import SILENCE
 from domainbed.lib.errors import InputError
-from domainbed.runs import folder as module
-from domainbed.runs.folder import SILENCE, RunFolder
+from domainbed.runs.folder import RunFolder
 
 HOLD = """
 import sys, time

@@ -171,7 +171,7 @@ def test_list_says_what_every_entry_is(built, capsys):
     make_partial(entry_of(built, "sketch"), 7)
     (entry_of(built, "cartoon").path / "facts.json").write_text("")
     (built / "features" / "notes").mkdir()
-    with FileLock(partial_with(built, 7).lock):
+    with FileLock(partial_with(built, 7).claim.lock):
         main(["list", "--data_dir", str(built)])
     head, *lines, total = capsys.readouterr().out.splitlines()
     assert head.split()[:2] == ["key", "images"]
@@ -290,7 +290,7 @@ def test_prune_removes_what_no_run_can_read(built, capsys):
     writing = spoil_some(built)
     foreign = built / "features" / "0123456789abcdef0"
     foreign.mkdir()
-    with FileLock(writing.lock):
+    with FileLock(writing.claim.lock):
         main(["prune", "--data_dir", str(built), "--skip_confirmation"])
     by_name = lines_by_environment(said := capsys.readouterr().out)
     assert by_name["cartoon"].endswith("its images have changed")
@@ -316,7 +316,7 @@ def test_prune_asks_first(built, fails, capsys, monkeypatch):
 
 def test_prune_leaves_what_is_written_since_it_asked(built, capsys, monkeypatch):
     writing = spoil_some(built)
-    lock = FileLock(writing.lock)
+    lock = FileLock(writing.claim.lock)
     monkeypatch.setattr("builtins.input", lambda prompt: lock.acquire() and "y")
     main(["prune", "--data_dir", str(built)])
     lock.release()
