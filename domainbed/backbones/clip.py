@@ -79,6 +79,11 @@ class CLIPBackbone(nn.Module):
         """16 hex digits that name the weights, and the activation if it is GELU."""
         return fingerprint_of(self.model.state_dict()) + activation_of(self.model)
 
+    @functools.cached_property
+    def pretrained(self) -> str:
+        """The fingerprint of what was read, whatever is added to it."""
+        return self.fingerprint
+
     @property
     def image_projection(self) -> torch.Tensor:
         """CLIP's own (D, E)."""

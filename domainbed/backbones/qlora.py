@@ -86,8 +86,9 @@ class QLoRABackbone(CLIPBackbone):
                 f"hyperparameter quant is {quant!r}; it must be one of "
                 f"{', '.join(QUANTS)}."
             )
-        base = fingerprint_of(self.model.state_dict()) + activation_of(self.model)
-        self.base = f"{base} {quant}"
+        weights = self.model.state_dict()
+        self.pretrained = fingerprint_of(weights) + activation_of(self.model)
+        self.base = f"{self.pretrained} {quant}"
         self.model = transformers_clip(self.model).requires_grad_(False)
         if quant != "none":
             quantize(self.model, quant)

@@ -13,18 +13,23 @@ EVERYWHERE = ("torch version", "domainbed version", "git state", "device")
 ARGS = ("dataset", "trial_seed", "test_envs")
 
 
-def mixtures(*paths: str | Path) -> Iterator[str]:
-    """A warning for each fact in which runs differ that one table puts together.
-
-    The data's fingerprint is compared within a dataset, a split's digest within
-    (dataset, trial_seed, test_envs), the others over all runs of the folders.
-    """
+def facts_of(*paths: str | Path) -> dict[Path, dict[str, str] | None]:
+    """What each run in the folders was made from, as `read_facts` has it."""
     folders = [f for path in paths for f in sorted(Path(path).glob("*")) if is_dir(f)]
     folders = [folder for folder in folders if (folder / "results.jsonl").exists()]
-    runs = [run for run in map(read_facts, folders) if run]
-    if 0 < len(runs) < len(folders):
+    return {folder: read_facts(folder) for folder in folders}
+
+
+def mixtures(made: dict[Path, dict[str, str] | None]) -> Iterator[str]:
+    """A warning for each of `facts_of` in which runs differ that one table has.
+
+    The data's fingerprint is compared within a dataset, a split's digest within
+    (dataset, trial_seed, test_envs), the others over all runs.
+    """
+    runs = [run for run in made.values() if run]
+    if 0 < len(runs) < len(made):
         yield (
-            f"warning: {len(folders) - len(runs)} of {len(folders)} runs do not say "
+            f"warning: {len(made) - len(runs)} of {len(made)} runs do not say "
             "what they were made from: run.json is missing or broken"
         )
     for name in EVERYWHERE:
@@ -92,6 +97,7 @@ def read_facts(folder: Path) -> dict[str, str] | None:
             "device": over(lambda own: own["device"]),
             "fingerprint": about["dataset"],
             "split": about["split"],
+            "backbone": about.get("backbone", ""),
             **{name: about["args"][name] for name in ARGS},
         }
         return {name: str(value) for name, value in facts.items()}

@@ -35,7 +35,12 @@ def load_records(path: str | Path, *more: str | Path) -> Q:
     step twice in a file, the last. A record that holds NaN has NaN accuracies: its
     model's answers are none.
     """
-    return Q(record for _, run in load_runs(path, *more) for record in run)
+    return records_of(load_runs(path, *more))
+
+
+def records_of(runs: Iterable[tuple[Path, Q]]) -> Q:
+    """The records of `load_runs`, run by run."""
+    return Q(record for _, run in runs for record in run)
 
 
 def load_runs(*paths: str | Path) -> list[tuple[Path, Q]]:

@@ -18,6 +18,7 @@ from domainbed.report.parts import (
     table,
 )
 from domainbed.tables import frames
+from domainbed.tables.protocol import Apart
 from domainbed.tables.ties import ties
 
 MOST_CLASSES = 24  # rows of a picture
@@ -49,6 +50,7 @@ class Chosen(NamedTuple):
     steps: pd.DataFrame
     runs: pd.DataFrame
     names: list[str]  # of the environments
+    apart: Apart  # methods that are not ranked with the others
 
     @property
     def best(self) -> pd.DataFrame:
@@ -114,8 +116,8 @@ def accuracy_part(own: Chosen) -> Part:
         table(accs[["algorithm", "environment", "trial_seed", "test"]]),
     )
     pictures = [heat, trials] if len(mean) > 1 else [trials]
-    words = [ties(accs).in_words] if len(mean) > 1 else []
-    return Part(own.method.name, words, summary(mean, err), pictures)
+    words = [ties(accs, own.apart).in_words] if len(mean) > 1 else []
+    return Part(own.method.name, words, summary(mean, err, own.apart), pictures)
 
 
 def selection_part(own: Chosen) -> Part:

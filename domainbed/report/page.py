@@ -11,17 +11,17 @@ from pathlib import Path
 import jinja2
 import pandas as pd
 
-from domainbed import datasets
+from domainbed import algorithms, datasets
 from domainbed.lib import reporting
 from domainbed.lib.errors import InputError
-from domainbed.lib.mixtures import mixtures, same_draws
+from domainbed.lib.mixtures import facts_of, mixtures, same_draws
 from domainbed.model_selection import OracleSelectionMethod, SelectionMethod
 from domainbed.report import data
 from domainbed.report.blocks import Chosen, absent, attention_block, method_blocks
 from domainbed.report.coverage import STATES, coverage_block, read_runs, unknown_runs
 from domainbed.report.parts import Block, Part, plural, summary
 from domainbed.report.svg import PALETTE
-from domainbed.tables import frames
+from domainbed.tables import frames, protocol
 from domainbed.tables.ties import ties
 
 Methods = Sequence[type[SelectionMethod]]
@@ -37,7 +37,8 @@ def make_report(input_dir: Path, output: Path, methods: Methods) -> str:
         raise InputError(
             f"--input_dir {input_dir} is no folder; give a sweep's output_dir."
         )
-    records, runs = reporting.load_records(input_dir), read_runs(input_dir)
+    loaded, runs = reporting.load_runs(input_dir), read_runs(input_dir)
+    records, made = reporting.records_of(loaded), facts_of(input_dir)
     present = {*records.select("args.dataset"), *runs["dataset"].dropna()}
     if not present:
         raise InputError(
@@ -47,7 +48,8 @@ def make_report(input_dir: Path, output: Path, methods: Methods) -> str:
     root, steps = output.parent, data.steps(records)
     draws = {method: data.draws(records, method) for method in methods}
     names = frames.in_order(present, datasets.DATASETS)
-    sections = [(name, section(name, runs, steps, draws, root)) for name in names]
+    rows = protocol.of_rows(loaded, made)
+    sections = [(name, section(name, runs, steps, draws, rows, root)) for name in names]
     environment = jinja2.Environment(
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -59,11 +61,11 @@ def make_report(input_dir: Path, output: Path, methods: Methods) -> str:
         facts=facts(runs, names),
         warnings=[
             text.removeprefix("warning: ")
-            for text in (*same_draws(records), *mixtures(input_dir))
+            for text in (*same_draws(records), *mixtures(made))
         ],
         methods=[method.name for method in methods],
         palette=PALETTE,
-        overview=overview(draws, names) if len(names) > 1 else [],
+        overview=overview(draws, names, rows) if len(names) > 1 else [],
         unknown=unknown_runs(runs, root),
         sections=sections,
     )
@@ -74,6 +76,7 @@ def section(
     runs: pd.DataFrame,
     steps: pd.DataFrame,
     draws: dict[type[SelectionMethod], pd.DataFrame],
+    rows: protocol.Rows,
     root: Path,
 ) -> list[Block]:
     """The blocks of one dataset."""
@@ -86,8 +89,10 @@ def section(
     numbered = [f"env{env}" for env in range(last + 1)]
     names = [*frames.environments(dataset)] or numbered
     oracle = own(draws[OracleSelectionMethod])
+    methods = frames.in_order(rows.get(dataset, ()), algorithms.ALGORITHMS)
+    apart = protocol.apart(rows, [dataset], methods)
     options = [
-        Chosen(method, own(frame), oracle, steps, runs, names)
+        Chosen(method, own(frame), oracle, steps, runs, names, apart)
         for method, frame in draws.items()
     ]
     first = next((option for option in options if not option.draws.empty), None)
@@ -113,7 +118,9 @@ def facts(runs: pd.DataFrame, names: list[str]) -> str:
 
 
 def overview(
-    draws: dict[type[SelectionMethod], pd.DataFrame], names: list[str]
+    draws: dict[type[SelectionMethod], pd.DataFrame],
+    names: list[str],
+    rows: protocol.Rows,
 ) -> list[Part]:
     """The methods' averages on every dataset."""
     parts = []
@@ -127,6 +134,7 @@ def overview(
         mean, err = data.wide(means, names)
         mean[frames.AVERAGE] = mean.apply(frames.mean_of, axis=1)
         err[frames.AVERAGE] = float("nan")
-        words = [ties(accs).in_words] if len(mean) > 1 else []
-        parts.append(Part(method.name, words, summary(mean, err)))
+        apart = protocol.apart(rows, names, [*mean.index])
+        words = [ties(accs, apart).in_words] if len(mean) > 1 else []
+        parts.append(Part(method.name, words, summary(mean, err, apart)))
     return parts

@@ -8,6 +8,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from domainbed.tables.frames import as_shown
+from domainbed.tables.protocol import TOGETHER, Apart
 
 MOST_ROWS = 1000  # of a table
 # What the page calls the columns of frames.
@@ -124,14 +125,18 @@ def plural(n: int, noun: str) -> str:
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
-def summary(mean: pd.DataFrame, err: pd.DataFrame) -> Summary:
-    """The table of means, methods x columns; ranks where there are several methods."""
-    ranks = mean.map(as_shown).rank(ascending=False, method="min")
-    if len(mean) < 3:
+def summary(mean: pd.DataFrame, err: pd.DataFrame, apart: Apart = TOGETHER) -> Summary:
+    """The table of means, methods x columns; ranks where there are several methods.
+
+    Methods of another protocol have none, and their marks.
+    """
+    ranked = mean[~mean.index.isin(apart.names)].map(as_shown)
+    ranks = ranked.rank(ascending=False, method="min").reindex(mean.index)
+    if len(ranked) < 3:
         ranks[:] = np.nan
     rows = [
         (
-            name,
+            name + apart.marks.get(name, ""),
             [
                 Cell(shown(mean.at[name, c]), error(err.at[name, c]), ranks.at[name, c])
                 for c in mean

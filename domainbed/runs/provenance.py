@@ -64,6 +64,7 @@ def made_from(run: Any) -> dict[str, Any]:
     """What a `training.Run` is made from, in plain types."""
     trainable = [p for p in run.algorithm.parameters() if p.requires_grad]
     splits = (f"{split.name} {split.keys}" for split in run.splits)
+    on_clip = run.input != "images" or hasattr(run.algorithm, "backbone")
     return misc.plain(
         {
             "args": vars(run.args),
@@ -74,6 +75,7 @@ def made_from(run: Any) -> dict[str, Any]:
             "device": device_name(),
             "dataset": dataset_fingerprint(run.dataset),
             "split": misc.digest(splits),
+            "backbone": run.backbone.pretrained if on_clip else "",
             "images": {split.name: len(split.keys) for split in run.splits},
         }
     )

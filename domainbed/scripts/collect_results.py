@@ -15,13 +15,13 @@ import pandas as pd
 from domainbed import algorithms, datasets, model_selection
 from domainbed.lib import misc, reporting, shipped
 from domainbed.lib.errors import InputError, UnknownNameError, exits_on_input_error
-from domainbed.lib.mixtures import mixtures, same_draws
+from domainbed.lib.mixtures import facts_of, mixtures, same_draws
 from domainbed.lib.paths import user_path
 from domainbed.lib.progress import add_quiet
 from domainbed.lib.query import Q
 from domainbed.lib.reporting import printable
 from domainbed.model_selection import environments as keys_of
-from domainbed.tables import formats, frames, paper, published
+from domainbed.tables import formats, frames, paper, protocol, published
 from domainbed.tables.few_shot import is_few_shot, print_few_shot_tables
 from domainbed.tables.paper import escape
 from domainbed.tables.text import format_mean, print_results_tables, print_table
@@ -160,15 +160,15 @@ def cut_cells(records: Q) -> Iterator[str]:
         )
 
 
-def read_sweep(*input_dirs: str) -> Q:
-    """The records of the sweeps' folders; InputError if there are none."""
+def read_sweep(*input_dirs: str) -> list[tuple[Path, Q]]:
+    """(folder, records) of the sweeps' runs; InputError if there are none."""
     for folder in map(Path, input_dirs):
         if not folder.is_dir():
             raise InputError(
                 f"--input_dir {folder} is no folder; give a sweep's output_dir."
             )
-    records = reporting.load_records(*input_dirs)
-    if not records:
+    runs = reporting.load_runs(*input_dirs)
+    if not runs:
         for folder in map(Path, input_dirs):
             if (folder / "results.jsonl").is_file():
                 raise InputError(
@@ -187,7 +187,7 @@ def read_sweep(*input_dirs: str) -> Q:
             f"--input_dir {' '.join(input_dirs)} holds no results.jsonl with records; "
             "give a sweep's output_dir."
         )
-    return records
+    return runs
 
 
 def upstreams_tables(
@@ -254,7 +254,11 @@ def baseline_file(args: argparse.Namespace) -> str:
 
 
 def framed_tables(
-    records: Q, methods: Methods, form: str, theirs: pd.DataFrame | None
+    records: Q,
+    methods: Methods,
+    form: str,
+    theirs: pd.DataFrame | None,
+    rows: protocol.Rows,
 ) -> str:
     """CSV and JSON in long form; Markdown, HTML and a paper's LaTeX in wide tables."""
     chosen = {method: frames.accuracies(records, method) for method in methods}
@@ -262,13 +266,18 @@ def framed_tables(
     if not chosen:
         names = ", ".join(method.name for method in methods)
         raise InputError(f"no run has the accuracies that {names} needs.")
-    longs = {method: frames.long_form(accs, method) for method, accs in chosen.items()}
+    longs = {
+        method: with_digests(frames.long_form(accs, method), rows)
+        for method, accs in chosen.items()
+    }
     if form in ("csv", "json"):
         return getattr(formats, form)(pd.concat([*longs.values(), theirs]))
     names = frames.in_order(records.select("args.algorithm"), algorithms.ALGORITHMS)
     tables = {
         method: with_ties(
-            frames.wide_forms(pd.concat([long, below(theirs, method)]), names), accs
+            frames.wide_forms(pd.concat([long, below(theirs, method)]), names),
+            accs,
+            rows,
         )
         for (method, accs), long in zip(chosen.items(), longs.values(), strict=True)
     }
@@ -282,17 +291,23 @@ def framed_tables(
     return getattr(formats, form)(titled)
 
 
+def with_digests(long: pd.DataFrame, rows: protocol.Rows) -> pd.DataFrame:
+    """A long form with each measured row's protocol by its digest."""
+    places = zip(long["dataset"], long["algorithm"], strict=True)
+    return long.assign(digest=[rows[d][a].digest for d, a in places])
+
+
 def with_ties(
-    forms: dict[str, pd.DataFrame], accs: pd.DataFrame
+    forms: dict[str, pd.DataFrame], accs: pd.DataFrame, rows: protocol.Rows
 ) -> dict[str, tuple[pd.DataFrame, Ties]]:
     """Each wide form with what the accuracies behind it can tell apart."""
-    return {
-        title: (
-            form,
-            ties(accs if title == frames.AVERAGES else accs[accs["dataset"] == title]),
-        )
-        for title, form in forms.items()
-    }
+    tables = {}
+    for title, form in forms.items():
+        own = accs if title == frames.AVERAGES else accs[accs["dataset"] == title]
+        names = [*dict.fromkeys(own["algorithm"])]
+        apart = protocol.apart(rows, [*dict.fromkeys(own["dataset"])], names)
+        tables[title] = form, ties(own, apart)
+    return tables
 
 
 def deliver(text: str, args: argparse.Namespace) -> None:
@@ -319,7 +334,8 @@ def deliver(text: str, args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     methods = selection_methods(args.selection)
-    records = read_sweep(*args.input_dir)
+    runs = read_sweep(*args.input_dir)
+    records = reporting.records_of(runs)
     if any(map(is_few_shot, records)):
         deliver(few_shot_tables(records, args), args)
         return
@@ -330,15 +346,17 @@ def main(argv: list[str] | None = None) -> None:
     if SELECTIONS["auto_lr"] in methods:
         records = merge_auto_lr(records)
     is_text = args.format in ("text", "latex")
+    made = {} if args.quiet and is_text else facts_of(*args.input_dir)
     if not args.quiet:
         cut = cut_cells(records) if args.format == "latex" else ()
         said = misfits(records, is_text), remarks(records), same_draws(records)
-        for line in itertools.chain(*said, cut, mixtures(*args.input_dir)):
+        for line in itertools.chain(*said, cut, mixtures(made)):
             print(printable(line), file=sys.stderr)
     if is_text:
         text = upstreams_tables(records, methods, args.format == "latex", theirs)
     else:
-        text = framed_tables(records, methods, args.format, theirs)
+        rows = protocol.of_rows(runs, made)
+        text = framed_tables(records, methods, args.format, theirs, rows)
     deliver(text, args)
 
 

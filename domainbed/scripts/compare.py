@@ -15,7 +15,6 @@ from domainbed import datasets, model_selection
 from domainbed.lib import misc, reporting
 from domainbed.lib.errors import InputError, UnknownNameError, exits_on_input_error
 from domainbed.lib.progress import add_quiet
-from domainbed.lib.query import Q
 from domainbed.lib.reporting import listed, printable
 from domainbed.runs import predictions
 from domainbed.scripts.collect_results import selection_methods
@@ -57,7 +56,7 @@ class Sweep:
             raise InputError(f"{names} holds no results.jsonl with records.")
         self.method, self.without = method, []
         self.folders = {id(record): folder for folder, run in runs for record in run}
-        self.records = Q(record for _, run in runs for record in run)
+        self.records = reporting.records_of(runs)
         self.groups = reporting.get_grouped_records(self.records)
 
     def answers(self, dataset: str, algorithm: str) -> Cells:

@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--test_env", type=int, required=True)
     add_quiet(parser)
     args = parser.parse_args(argv)
-    records = read_sweep(args.input_dir)
+    records = reporting.records_of(read_sweep(args.input_dir))
     # What the folder holds need not be registered here: others' results are read too.
     if args.dataset not in records.select("args.dataset"):
         datasets.get_dataset_class(args.dataset)

@@ -16,6 +16,7 @@ from domainbed.datasets_few_shot import names_of_tests
 from domainbed.lib.query import Q
 from domainbed.model_selection import LastEpochSelectionMethod
 from domainbed.tables.frames import AVERAGE, in_order, mean_of
+from domainbed.tables.protocol import AS_PUBLISHED, REMARK
 from domainbed.tables.published import of_block
 from domainbed.tables.text import format_mean, print_table, with_average
 
@@ -24,8 +25,6 @@ ABOUT = (
     "Few-shot accuracy of the last epoch, in percent, +/- DomainBed's standard error "
     "over trials (papers print the standard deviation)."
 )
-MARK = " *"  # of a row that chose on test data, as its release does
-REMARK = "* chose on the test images, as the released code does (as_published)."
 H = "H"
 Accuracies = dict[tuple[str, str], dict[str, list[float]]]  # (dataset, row) -> test
 
@@ -37,7 +36,7 @@ def is_few_shot(record: dict[str, Any]) -> bool:
 def row_of(record: dict[str, Any]) -> str:
     """The label of the record's row."""
     marked = record["hparams"].get("as_published", False)
-    return record["args"]["algorithm"] + (MARK if marked else "")
+    return record["args"]["algorithm"] + (AS_PUBLISHED if marked else "")
 
 
 def harmonic_mean(base: float, new: float) -> float:
@@ -120,7 +119,7 @@ def print_few_shot_tables(
     Published rows stand below; returned is how often one did.
     """
     print(f"{'% ' if latex else ''}{ABOUT}")
-    if any(row_of(record).endswith(MARK) for record in records):
+    if any(row_of(record).endswith(AS_PUBLISHED) for record in records):
         print(f"{'% ' if latex else ''}{REMARK}")
 
     def block_of(record: dict[str, Any]) -> tuple:
@@ -139,7 +138,8 @@ def print_block(
     classes, shots, source, _ = block
     about = f"{shots} shots, {classes} classes" + (f", from {source}" if source else "")
     accs = accuracies(records)
-    known = [name + mark for name in algorithms.ALGORITHMS for mark in ("", MARK)]
+    known = algorithms.ALGORITHMS
+    known = [name + mark for name in known for mark in ("", AS_PUBLISHED)]
     rows = in_order((row for _, row in accs), known)
     present = in_order((dataset for dataset, _ in accs), datasets.of_task("few_shot"))
     shown = 0

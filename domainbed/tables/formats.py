@@ -45,8 +45,11 @@ def cells(form: pd.DataFrame, ties: Ties) -> pd.DataFrame:
 
     The letters of rows that cannot be told apart have a column Alike.
     """
+    names = [
+        printable(name) + mark_of(ties, source, name) for source, _, name in form.index
+    ]
     frame = pd.DataFrame(
-        {"Algorithm": form.index.get_level_values("algorithm").map(printable)}
+        {"Algorithm": names}
         | {
             printable(title): texts(form, column)
             for title, column in zip(
@@ -62,6 +65,11 @@ def cells(form: pd.DataFrame, ties: Ties) -> pd.DataFrame:
     return frame
 
 
+def mark_of(ties: Ties, source: str, algorithm: str) -> str:
+    """What a measured row has behind its name for its protocol."""
+    return ties.apart.marks.get(algorithm, "") if source == MEASURED else ""
+
+
 def letters_of(ties: Ties, source: str, algorithm: str) -> str:
     """A row's letters with commas; published rows have none."""
     return ",".join(ties.letters.get(algorithm, ())) if source == MEASURED else ""
@@ -69,9 +77,9 @@ def letters_of(ties: Ties, source: str, algorithm: str) -> str:
 
 def as_records(frame: pd.DataFrame) -> pd.DataFrame:
     """A long form with the columns' names in full."""
-    names = {"err": "standard_error", "n": "trials"}
+    names = {"err": "standard_error", "n": "trials", "digest": "protocol_digest"}
     columns = ["dataset", "algorithm", "environment", "selection"]
-    columns += ["mean", "err", "n", "source", "protocol"]
+    columns += ["mean", "err", "n", "source", "protocol", "digest"]
     return frame[columns].rename(columns=names)
 
 

@@ -161,7 +161,7 @@ def _in_table_order(frame: pd.DataFrame) -> pd.DataFrame:
 def long_form(accs: pd.DataFrame, method: type[SelectionMethod]) -> pd.DataFrame:
     """`summary` and `averages` of a method's choices, with `selection` and `source`."""
     both = _in_table_order(pd.concat([summary(accs), averages(accs)]))
-    return both.assign(selection=method.name, source=MEASURED, protocol="")
+    return both.assign(selection=method.name, source=MEASURED, protocol="", digest="")
 
 
 def wide_forms(frame: pd.DataFrame, names: list[str]) -> dict[str, pd.DataFrame]:

@@ -6,7 +6,7 @@ from domainbed import algorithms
 from domainbed.lib.errors import InputError
 from domainbed.lib.reporting import printable
 from domainbed.model_selection import SelectionMethod
-from domainbed.tables.formats import letters_of, texts
+from domainbed.tables.formats import letters_of, mark_of, texts
 from domainbed.tables.frames import AVERAGES, MEASURED, as_shown, headings
 from domainbed.tables.ties import Ties
 
@@ -20,7 +20,12 @@ GROUPS = ZERO_SHOT, FROZEN, TUNED, OTHERS, PUBLISHED = (
 SPECIAL = str.maketrans(
     {c: f"\\{c}" for c in "&%$#_{}"}
     | {c: f"{{{c}}}" for c in "[]*"}  # arguments of the \\ that ends a row before them
-    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    | {
+        "\\": r"\textbackslash{}",
+        "†": r"\dag{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+    }
 )
 START = r"""\documentclass{article}
 \usepackage[T1]{fontenc}
@@ -68,13 +73,16 @@ def body(form: pd.DataFrame, ties: Ties) -> str:
     columns = []
     for name in form["mean"].columns:
         cells = texts(form, name, sign="$\\pm$")
-        best = marked(cells[:n], form.loc[measured, ("mean", name)])
+        means = form.loc[measured, ("mean", name)]
+        ranked = ~means.index.get_level_values("algorithm").isin(ties.apart.names)
+        best = marked(cells[:n], means.where(ranked))
         columns.append(best + cells[n:])
     groups: dict[str, list[str]] = {group: [] for group in GROUPS}
     for (source, _, name), *cells in zip(form.index, *columns, strict=True):
-        letters = letters_of(ties, source, name)
-        mark = f"$^{{{letters}}}$" if letters else ""
-        line = " & ".join([escape(name) + mark, *cells]) + r" \\"
+        mark = escape(mark_of(ties, source, name).strip())
+        above = mark + letters_of(ties, source, name)
+        label = escape(name) + (f"$^{{{above}}}$" if above else "")
+        line = " & ".join([label, *cells]) + r" \\"
         groups[group_of(source, name)].append(line)
     parts = ["\n".join(lines) for lines in groups.values() if lines]
     if len(parts) > 1:

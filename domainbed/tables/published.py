@@ -88,6 +88,7 @@ def published(file: str | Path, dataset_names: list[str]) -> pd.DataFrame:
                 "selection": rows["selection"],
                 "source": rows["source"],
                 "protocol": rows["protocol"],
+                "digest": "",
             }
         )
         for name in figures

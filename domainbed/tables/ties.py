@@ -17,6 +17,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from domainbed.tables.protocol import TOGETHER, Apart
+
 LEVEL = 0.05  # family-wise: of all pairs of a table together
 DRAWS = 1000  # of labels, the table's own among them
 FEWEST = 6  # domains on which two rows can differ at all: 2 / 2^5 is above LEVEL
@@ -25,11 +27,12 @@ FEWEST = 6  # domains on which two rows can differ at all: 2 / 2^5 is above LEVE
 class Ties(NamedTuple):
     """{row: its letters}; rows that cannot be told apart share one. What was done.
 
-    Without letters the note says why no claim is made.
+    Without letters the note says why no claim is made. Which rows are `apart`.
     """
 
     letters: dict[str, list[str]]
     note: str
+    apart: Apart = TOGETHER
 
     @property
     def in_words(self) -> str:
@@ -42,11 +45,17 @@ class Ties(NamedTuple):
         return " ".join(filter(None, [self.note, "; ".join(groups)]))
 
 
-def ties(accs: pd.DataFrame) -> Ties:
+def ties(accs: pd.DataFrame, apart: Apart = TOGETHER) -> Ties:
     """Of the rows of `frames.accuracies`, which may be of several datasets.
 
-    A row that lacks a domain, or has a NaN, is not compared.
+    A row that lacks a domain, has a NaN or is of another protocol is not compared.
     """
+    letters, note = compared(accs[~accs["algorithm"].isin(apart.names)])
+    return Ties(letters, " ".join(filter(None, [note, apart.why])), apart)
+
+
+def compared(accs: pd.DataFrame) -> tuple[dict[str, list[str]], str]:
+    """The letters of rows of one protocol, and the note."""
     cells = accs.groupby(["dataset", "environment", "algorithm"], sort=False)["acc"]
     means = cells.agg(lambda trials: trials.mean(skipna=False)).unstack("algorithm")
     means = means[[*dict.fromkeys(accs["algorithm"])]]
@@ -56,13 +65,13 @@ def ties(accs: pd.DataFrame) -> Ties:
     n_domains, n_rows = whole.shape
     if n_domains < 2 or n_rows < 2:
         few = "fewer than two rows are whole" if n_rows < 2 else "there is one domain"
-        return Ties({}, f"No claim is made of differences: {few}.{without}")
+        return {}, f"No claim is made of differences: {few}.{without}"
     sizes = whole.index.get_level_values("dataset").value_counts()
     weights = 1 / sizes[whole.index.get_level_values("dataset")].to_numpy()
-    apart = p_values(whole.to_numpy(), weights) <= LEVEL
+    differ = p_values(whole.to_numpy(), weights) <= LEVEL
     places = (-weights @ whole).rank(method="first").to_numpy()
-    letters = dict(zip(whole, letters_of(apart, places), strict=True))
-    return Ties(letters, note(n_domains, n_rows) + without)
+    letters = dict(zip(whole, letters_of(differ, places), strict=True))
+    return letters, note(n_domains, n_rows) + without
 
 
 def note(n_domains: int, n_rows: int) -> str:

@@ -1,6 +1,6 @@
 import json
 
-from domainbed.lib.mixtures import mixtures, same_draws
+from domainbed.lib.mixtures import facts_of, mixtures, same_draws
 from domainbed.lib.query import Q
 
 ABOUT = {
@@ -28,7 +28,7 @@ def test_runs_alike_are_not_spoken_of(tmp_path):
     write(tmp_path / "other_data", args={"dataset": "VLCS"}, dataset="d2", split="s2")
     write(tmp_path / "other_trial", args={"trial_seed": 1}, split="s3")
     write(tmp_path / "other_env", args={"test_envs": [1]}, split="s4")
-    assert list(mixtures(tmp_path)) == []
+    assert list(mixtures(facts_of(tmp_path))) == []
 
 
 def test_every_difference_has_its_line(tmp_path):
@@ -37,7 +37,7 @@ def test_every_difference_has_its_line(tmp_path):
     versions = {"python": "3.10", "torch": "2.5", "domainbed": "0.2"}
     changes = {"versions": versions, "git": "abc-dirty", "device": "H200"}
     write(tmp_path / "c", dataset="d2", split="s2", **changes)
-    assert list(mixtures(tmp_path)) == [
+    assert list(mixtures(facts_of(tmp_path))) == [
         "warning: runs differ in torch version: 2.4 (2 runs), 2.5 (1 runs)",
         "warning: runs differ in domainbed version: 0.1 (2 runs), 0.2 (1 runs)",
         "warning: runs differ in git state: None (2 runs), abc-dirty (1 runs)",
@@ -52,34 +52,34 @@ def test_many_mixed_splits_of_a_dataset_are_one_line(tmp_path):
     for env in range(4):
         for split in "st":
             write(tmp_path / f"{env}{split}", args={"test_envs": [env]}, split=split)
-    (line,) = mixtures(tmp_path)
+    (line,) = mixtures(facts_of(tmp_path))
     assert "test environments [0]: s (1 runs), t (1 runs); so do 3 others" in line
 
 
 def test_folders_are_compared_with_each_other(tmp_path):
     write(tmp_path / "one" / "a")
     write(tmp_path / "two" / "b", device="H200")
-    assert len([*mixtures(tmp_path / "one", tmp_path / "two")]) == 1
-    assert [*mixtures(tmp_path / "one")] == []
+    assert len([*mixtures(facts_of(tmp_path / "one", tmp_path / "two"))]) == 1
+    assert [*mixtures(facts_of(tmp_path / "one"))] == []
 
 
 def test_missing_files_count_where_others_have_them(tmp_path):
     write(tmp_path / "a", about=None)
     write(tmp_path / "b", about=None)
     (tmp_path / "b" / "run.json").write_text('{"args": 3}')
-    assert list(mixtures(tmp_path)) == []
+    assert list(mixtures(facts_of(tmp_path))) == []
     for name, text in (("c", "[" * 100_000), ("d", "[]"), ("e", '"x"'), ("f", "")):
         write(tmp_path / name, about=None)
         (tmp_path / name / "run.json").write_text(text)
     write(tmp_path / "whole")
-    (line,) = mixtures(tmp_path)
+    (line,) = mixtures(facts_of(tmp_path))
     assert "6 of 7 runs do not say what they were made from" in line
 
 
 def test_values_cannot_write_lines_of_their_own(tmp_path):
     write(tmp_path / "a")
     write(tmp_path / "b", device="cpu\n\x1b[31mwarning")
-    (line,) = mixtures(tmp_path)
+    (line,) = mixtures(facts_of(tmp_path))
     assert line.isprintable()
 
 
@@ -105,6 +105,6 @@ def test_a_run_that_went_on_elsewhere_is_a_mixture_itself(tmp_path):
     write(tmp_path / "a")
     write(tmp_path / "b", attempts=[first, first])
     write(tmp_path / "c", attempts=[first, second, second])
-    assert list(mixtures(tmp_path)) == [
+    assert list(mixtures(facts_of(tmp_path))) == [
         "warning: runs differ in device: cpu (2 runs), cpu then H200 (1 runs)"
     ]

@@ -459,3 +459,27 @@ def test_a_mean_has_the_error_of_the_mean():
     assert text == "25.0 +/- 5.6"
     assert collect_results.format_mean([0.5], latex=True)[2] == "50.0 $\\pm$ 0.0"
     assert collect_results.format_mean([], latex=True) == (None, None, "X")
+
+
+def test_rows_of_another_protocol_are_not_ranked_in_any_format(tmp_path, capsys):
+    for name in ("LFA", "MIRO", "CLIPAdapter", "LinearERM"):
+        for env in range(4):
+            folder = tmp_path / f"{name}{env}"
+            own = {"clip_backbone": "ViT-B/16"}
+            args = {"algorithm": name, "test_envs": [env]}
+            write_run(tmp_path, folder.name, more={"hparams": own}, **args)
+            about = {"args": {"dataset": "PACS", "trial_seed": 0, "test_envs": [env]}}
+            about |= {"versions": {"torch": "2", "domainbed": "1"}, "git": None}
+            about |= {"device": "cpu", "dataset": "d", "split": f"s{env}"}
+            about |= {"backbone": ("e" if name == "LFA" else "f") * 16}
+            (folder / "run.json").write_text(json.dumps(about))
+    why = "LFA (backbone CLIP ViT-B/16 eeeeeeee); what is ranked has backbone CLIP"
+    for form in ("--paper", "--format markdown", "--format html"):
+        flags = ["--selection", "iid", *form.split()]
+        assert run_main("--input_dir", tmp_path, *flags, "--quiet") == 0
+        text = capsys.readouterr().out.replace("**", "")
+        assert why in text, form
+    assert run_main("--input_dir", tmp_path, *flags[:2], "--format", "csv") == 0
+    rows = pd.read_csv(io.StringIO(capsys.readouterr().out))
+    digests = rows.groupby("algorithm")["protocol_digest"].unique().map(list)
+    assert digests["MIRO"] == digests["LinearERM"] != digests["LFA"]

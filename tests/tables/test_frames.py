@@ -57,7 +57,7 @@ def paper_table(records, theirs=None):
     names = [*dict.fromkeys(accs["algorithm"])]
     frame = pd.concat([frames.long_form(accs, Oracle), theirs])
     forms = frames.wide_forms(frame, names)
-    return paper.document({Oracle: with_ties(forms, accs)})
+    return paper.document({Oracle: with_ties(forms, accs, {})})
 
 
 def test_accuracies_are_in_the_order_of_the_tables():
@@ -121,6 +121,7 @@ def test_csv_and_json_say_the_same():
     assert rows.columns.tolist() == [
         *("dataset", "algorithm", "environment", "selection"),
         *("mean", "standard_error", "trials", "source", "protocol"),
+        "protocol_digest",
     ]
     objects = json.loads(formats.json(frame))
     assert len(objects) == len(rows) == 7
@@ -134,6 +135,7 @@ def test_csv_and_json_say_the_same():
         "trials": 2,
         "source": "this sweep",
         "protocol": "",
+        "protocol_digest": "",
     }
     assert objects[4]["environment"] == "Avg"
     assert [r["mean"] for r in objects][-1] is None

@@ -1,0 +1,243 @@
+"""By which protocol a table's rows came about, and which of them may be ranked.
+
+Accuracies compare where the same images were tested, as many were held out, steps were
+counted and chosen in one way, and the towers and texts are the same. What of this a run
+says is its protocol; only rows of one protocol, that of most, are ranked, bolded or
+told apart.
+"""
+
+import functools
+import itertools
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from domainbed import datasets, hparams_registry
+from domainbed.lib import misc
+from domainbed.lib.errors import InputError
+from domainbed.lib.query import Q
+from domainbed.tables.frames import headings
+
+MARK = " †"  # behind the name of a row that is not ranked
+AS_PUBLISHED = " *"  # of one that chose on test data, as its release does
+REMARK = "* chose on the test images, as the released code does (as_published)."
+ON_TEST = "on the test images"
+Facts = dict[str, str] | None  # of a run.json, as `lib.mixtures` reads it
+
+
+class Protocol(NamedTuple):
+    """Of a run or of all runs of a row, in words; "" for what is not known."""
+
+    data: str
+    split: str
+    held_out: str
+    steps: str
+    selection: str
+    backbone: str
+    prompt: str
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits that name it."""
+        return misc.digest(self)
+
+
+Rows = dict[str, dict[str, Protocol]]  # dataset -> algorithm -> that of its runs
+
+
+class Apart(NamedTuple):
+    """The rows that a table does not rank; {row: its mark}; why, in sentences."""
+
+    names: frozenset[str]
+    marks: dict[str, str]
+    why: str
+
+
+TOGETHER = Apart(frozenset(), {}, "")  # all rows are of one protocol
+
+
+def of_rows(runs: Iterable[tuple[Path, Q]], made: dict[Path, Facts]) -> Rows:
+    """Of each dataset's rows what their runs have, several values joined.
+
+    `made` is of the runs' folders. A split counts where runs of one trial and one set
+    of test environments differ in it: it is another in each.
+    """
+    firsts = [(run[0], made.get(folder) or {}) for folder, run in runs]
+    splits, names, given = defaultdict(set), {}, defaultdict(set)
+    for record, facts in firsts:
+        splits[cell_of(record)].add(facts.get("split", ""))
+        name = record["hparams"].get("clip_backbone", "")
+        names.setdefault(facts.get("backbone", ""), f"CLIP {name}")
+        given[record["args"]["dataset"]].add(given_prompt(record))
+    found: dict[tuple[str, str], set[Protocol]] = defaultdict(set)
+    for record, facts in firsts:
+        own = facts
+        if len(splits[cell_of(record)] - {""}) < 2:
+            own = facts | {"split": ""}
+        key = record["args"]["dataset"], record["args"]["algorithm"]
+        found[key].add(of_run(record, own, names, given[key[0]]))
+    rows: Rows = defaultdict(dict)
+    for (dataset, algorithm), protocols in found.items():
+        columns = (sorted({*values} - {""}) for values in zip(*protocols, strict=True))
+        rows[dataset][algorithm] = Protocol(*map(" and ".join, columns))
+    return rows
+
+
+def cell_of(record: dict[str, Any]) -> tuple:
+    """The runs of one cell have one split."""
+    args = record["args"]
+    return args["dataset"], args["trial_seed"], tuple(args["test_envs"])
+
+
+def of_run(
+    record: dict[str, Any],
+    facts: dict[str, str],
+    names: dict[str, str],
+    given: set[str],
+) -> Protocol:
+    """Of a run's record and of what it was made from.
+
+    `names` are of fingerprints. A template that a method has by default is part of it
+    and has no name, unless it is among those that others were `given`.
+    """
+    args, hparams = record["args"], record["hparams"]
+    held_out = f"{args.get('holdout_fraction', 0.2)}"
+    if unlabeled := args.get("uda_holdout_fraction"):
+        held_out += f", {unlabeled} seen unlabeled"
+    published = hparams.get("as_published", False)
+    prompt = str(hparams.get("prompt") or "")
+    return Protocol(
+        data=facts.get("fingerprint", ""),
+        split=facts.get("split", ""),
+        held_out=held_out,
+        steps=steps_of(args),
+        selection=ON_TEST if published else "the table's",
+        backbone=backbone_of(hparams, facts.get("backbone", ""), names),
+        prompt=prompt if prompt in given or not prompt else "the method's own",
+    )
+
+
+def steps_of(args: dict[str, Any]) -> str:
+    """How many, and at which the run could be chosen."""
+    steps, every = args.get("steps"), args.get("checkpoint_freq")
+    own = registered(args["dataset"])
+    if own is not None:
+        steps = own.N_STEPS if steps is None else steps
+        every = own.CHECKPOINT_FREQ if every is None else every
+    default = "the default number"
+    return f"{default if steps is None else steps}, chosen from every " + (
+        "default one" if every is None else f"{every}th"
+    )
+
+
+@functools.lru_cache
+def registered(dataset: str) -> type[datasets.MultipleDomainDataset] | None:
+    """The dataset's class, None of one that is not registered here."""
+    try:
+        return datasets.get_dataset_class(dataset)
+    except (OSError, ValueError):
+        return None
+
+
+def backbone_of(hparams: dict[str, Any], fingerprint: str, names: dict) -> str:
+    """The pre-trained network, CLIP's with its fingerprint where that is known."""
+    if "clip_backbone" in hparams and hparams.get("input") != "images":
+        if fingerprint:
+            return f"{names[fingerprint]} {fingerprint[:8]}"
+        return f"CLIP {hparams['clip_backbone']}"
+    if name := hparams.get("backbone"):
+        return f"{name}{start_of(hparams)}"
+    if "resnet18" not in hparams:
+        return ""
+    if hparams.get("vit"):
+        return f"DINOv2 ViT{start_of(hparams)}"
+    size = 18 if hparams["resnet18"] else 50
+    augmix = size == 50 and hparams.get("resnet50_augmix", True)
+    return f"ResNet-{size}{' AugMix' if augmix else ''}{start_of(hparams)}"
+
+
+def start_of(hparams: dict[str, Any]) -> str:
+    """What follows a network's name unless its weights are the usual ones."""
+    start = hparams.get("pretrained", True)
+    return "" if start is True else f" {start}" if start else " without pre-training"
+
+
+def given_prompt(record: dict[str, Any]) -> str:
+    """The run's template if it is not its method's default, else ""."""
+    prompt, args = record["hparams"].get("prompt"), record["args"]
+    own = own_prompt(args["algorithm"], args["dataset"])
+    return "" if prompt is None or prompt == own else str(prompt)
+
+
+@functools.lru_cache
+def own_prompt(algorithm: str, dataset: str) -> Any:
+    """The default of the hyperparameter, None of a method that is not here."""
+    try:
+        return hparams_registry.default_hparams(algorithm, dataset).get("prompt")
+    except InputError:
+        return None
+
+
+def apart(rows: Rows, dataset_names: list[str], names: list[str]) -> Apart:
+    """Which rows, of those `names`, a table over these datasets does not rank.
+
+    Rows are ranked that have what most have, the first of equally many. What is not
+    known of a row differs from nothing.
+    """
+    columns = {}  # (field, dataset) in which rows differ -> {row: its value}
+    for field, dataset in itertools.product(Protocol._fields, dataset_names):
+        there = rows.get(dataset, {})
+        own = {name: getattr(there[name], field) for name in names if name in there}
+        if len({*own.values()} - {""}) > 1:
+            usual = most(own.values())
+            columns[field, dataset] = {name: own.get(name) or usual for name in names}
+    kinds = {name: tuple(own[name] for own in columns.values()) for name in names}
+    ranked = most(kinds.values(), default=())
+    others: dict[str, list[str]] = defaultdict(list)
+    for name, kind in kinds.items():
+        if kind != ranked:
+            differing = zip(columns, kind, ranked, strict=True)
+            own = {place: value for place, value, usual in differing if value != usual}
+            others[in_words(own, dataset_names)].append(name)
+    names_apart = [*itertools.chain(*others.values())]
+    on_test = [
+        name
+        for name in names
+        if any(ON_TEST in own[name].selection for own in rows.values() if name in own)
+    ]
+    why = [REMARK] if on_test else []
+    if others:
+        usual = in_words(dict(zip(columns, ranked, strict=True)), dataset_names)
+        texts = (f"{', '.join(own)} ({words})" for words, own in others.items())
+        why.append(
+            f"{MARK.strip()} not ranked, for it is of another protocol: "
+            f"{'; '.join(texts)}; what is ranked has {usual}."
+        )
+    marks = dict.fromkeys(names_apart, MARK) | dict.fromkeys(on_test, AS_PUBLISHED)
+    return Apart(frozenset(names_apart), marks, " ".join(why))
+
+
+def in_words(values: dict[tuple[str, str], str], dataset_names: list[str]) -> str:
+    """{(field, dataset): value}, a field's values once where they are all the same."""
+    fields: dict[str, dict[str, str]] = defaultdict(dict)
+    for (field, dataset), value in values.items():
+        fields[field.replace("_", " ")][dataset] = value
+    titles = dict(zip(dataset_names, headings(dataset_names), strict=True))
+
+    def told(field: str, own: dict[str, str]) -> str:
+        if len({*own.values()}) > 1:
+            places = (f"{value} on {titles[name]}" for name, value in own.items())
+            return f"{field} {', '.join(places)}"
+        text = f"{field} {next(iter(own.values()))}"
+        if len(own) < len(dataset_names):
+            text += f" on {', '.join(titles[name] for name in own)}"
+        return text
+
+    return " and ".join(itertools.starmap(told, fields.items()))
+
+
+def most(values: Iterable[Any], default: Any = "") -> Any:
+    """The value that is there most often, the first of equally many; not ""."""
+    counts = Counter(value for value in values if value != "")
+    return counts.most_common(1)[0][0] if counts else default
