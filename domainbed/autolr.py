@@ -15,10 +15,9 @@ import shutil
 from pathlib import Path
 
 from domainbed import algorithms
-from domainbed.evaluation import EVAL_BATCH
 from domainbed.lib import misc
 from domainbed.lib.errors import InputError
-from domainbed.lib.fast_data_loader import EpochLoader, FastDataLoader
+from domainbed.lib.fast_data_loader import EpochLoader
 from domainbed.runs.records import RunRecords
 from domainbed.training import Run
 
@@ -65,11 +64,8 @@ class SearchRun(Stage):
     """The first: the rate falls by the training environments' held-out loss."""
 
     def rate(self):
-        loaders = [
-            FastDataLoader(self.items(split, False), EVAL_BATCH, self.workers(1))
-            for split in self.splits
-            if split.role == "select"
-        ]
+        held_out = [split for split in self.splits if split.role == "select"]
+        loaders = [*map(self.read_once, held_out)]
         rates = self.algorithm.set_lr(loaders, device=self.device)
         return rates[-1] if rates else self.hparams["lr"]
 

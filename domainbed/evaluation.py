@@ -6,13 +6,12 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from domainbed.inputs import RunInputs
+from domainbed.inputs import EVAL_BATCH, RunInputs
 from domainbed.lib.fast_data_loader import FastDataLoader
 from domainbed.model_selection import rank
 from domainbed.runs import predictions
 from domainbed.tasks import Split
 
-EVAL_BATCH = 64  # DomainBed's; DPL-CLIP's predictions depend on it
 STORED_EVAL_BATCH = 1024  # of stored features, a split in a few calls,
 MOST_NUMBERS = 2**26  # but of no more than these: 256 MB
 

@@ -28,6 +28,7 @@ from domainbed.lib.precision import computed_in
 from domainbed.lib.shots import k_shots
 from domainbed.tasks import Split
 
+EVAL_BATCH = 64  # DomainBed's; DPL-CLIP's predictions depend on it
 SHARE = 0.1  # of free memory, at most, for features: other runs want theirs
 
 
@@ -60,7 +61,6 @@ class RunInputs:
             projection = own if self.input == "features" else None
             return [Vectors(stored, projection) for stored in self.open_features()]
         if self.algorithm.TAKES_FEATURES and self.hparams["clip_transform"] and stores:
-            self.algorithm.given = self.algorithm.stored_kind.name
             return self.open_features()
         return None
 
@@ -91,10 +91,9 @@ class RunInputs:
     def tell(self, to_train: bool) -> None:
         """Tell the algorithm what it is given from now on."""
         if self.stored and self.input == "images":
-            stored = not (to_train and self.fresh_crops)
-            self.algorithm.given = (
-                self.algorithm.stored_kind.name if stored else "images"
-            )
+            images = to_train and self.fresh_crops
+            kind = "images" if images else self.algorithm.stored_kind.name
+            self.algorithm.given = kind
 
     @property
     def kind(self) -> Kind:
@@ -196,8 +195,8 @@ class RunInputs:
 
     def read_once(self, split: Split) -> Iterable:
         """Batches of a split's items as evaluation sees them, on the run's device."""
-        loader = FastDataLoader(self.items(split, to_train=False), 64, self.workers(1))
-        return map(self.to_device, loader)
+        items = self.items(split, to_train=False)
+        return map(self.to_device, FastDataLoader(items, EVAL_BATCH, self.workers(1)))
 
     def to_device(self, batch: Any) -> Any:
         """Tensors, or lists and tuples of them, on the run's device."""
