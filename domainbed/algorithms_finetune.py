@@ -49,6 +49,8 @@ class ClassifierCLIP(CLIPAlgorithm):
 class LinearERM(ClassifierCLIP):
     """A linear classifier on the frozen tower's embedding: E C + C parameters."""
 
+    READS_TEXTS = False
+
     def logits(self, z):
         return self.classifier(z[:, -1] @ self.backbone.image_projection)
 

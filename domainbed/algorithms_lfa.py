@@ -99,6 +99,8 @@ class CLIPAlgorithm(Algorithm):
     """
 
     TAKES_FEATURES = True
+    READS_LAYERS = False  # whether it asks the image's earlier layers, too,
+    READS_TEXTS = True  # and what the text tower makes of prompts
 
     # Whether a GPU may record a step from stored features and replay it. A recording
     # repeats the Python of one step: counters, schedules and branches stay as they
@@ -178,7 +180,8 @@ class CLIPAlgorithm(Algorithm):
     def read_classes(self, class_names: list[str], template: str | list[str]) -> None:
         self.class_names, self.num_classes = list(class_names), len(class_names)
         self.prompts = self.write_prompts(self.class_names, template)
-        self.encode_prompts()
+        if self.READS_TEXTS:
+            self.encode_prompts()
 
     def write_prompts(
         self, class_names: list[str], template: str | list[str]
@@ -334,6 +337,7 @@ class LinearProbeCLIP(CLIPAlgorithm):
         }
 
     def build(self):
+        self.READS_LAYERS = self.hparams["layer"] != -1
         self.image_projection = nn.Parameter(self.backbone.image_projection.clone())
         self.text_projection = nn.Parameter(
             self.backbone.text_projection.clone(), self.hparams["train_text"]
@@ -380,6 +384,7 @@ class LFA(CLIPAlgorithm):
     """
 
     ALIASES = ("CLIP_LFA",)
+    READS_LAYERS = True
     RECORDABLE = True
 
     @classmethod

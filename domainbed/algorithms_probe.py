@@ -41,6 +41,8 @@ def glorot_linear(n_in: int, n_out: int) -> nn.Linear:
 class ProbeCLIP(ClassifierCLIP):
     """A linear classifier with Head2Toe's and VQT's search space."""
 
+    READS_TEXTS = False
+
     @classmethod
     def hparam_rows(cls, dataset):
         return super().hparam_rows(dataset) | {

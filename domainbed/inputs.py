@@ -13,7 +13,9 @@ import torch
 from torch.utils.data import Dataset, Subset
 
 from domainbed import datasets
-from domainbed.backbones import CLIPBackbone, Kind, load_clip
+from domainbed.algorithms import Algorithm
+from domainbed.backbones import CLASS_TOKENS, CLIPBackbone, Kind, load_clip
+from domainbed.datasets_features import FeaturesDataset
 from domainbed.features.store import (
     StoredFeatures,
     default_feature_dir,
@@ -50,7 +52,7 @@ class RunInputs:
         in what it sees, else None; vectors where the hparam `input` wants vectors.
         """
         stores = isinstance(self.dataset[0], datasets.ImageEnvironment)
-        stores = stores and not self.args.no_feature_store
+        stores = (stores and not self.args.no_feature_store) or self.of_file
         if self.input != "images":
             if not stores:
                 raise InputError(
@@ -60,9 +62,51 @@ class RunInputs:
             own = self.backbone.image_projection.cpu()
             projection = own if self.input == "features" else None
             return [Vectors(stored, projection) for stored in self.open_features()]
-        if self.algorithm.TAKES_FEATURES and self.hparams["clip_transform"] and stores:
+        frozen = self.algorithm.TAKES_FEATURES and self.hparams["clip_transform"]
+        if stores and (frozen or self.of_file):
             return self.open_features()
         return None
+
+    @property
+    def of_file(self) -> bool:
+        """Whether the dataset is features already, and no images."""
+        return isinstance(self.dataset, FeaturesDataset)
+
+    def check_takes(self, algorithm_class: type[Algorithm]) -> None:
+        """InputError if it takes images and the dataset has none."""
+        if not self.of_file or self.input != "images" or algorithm_class.TAKES_FEATURES:
+            return
+        how = "methods on stored features, such as LFA, take these"
+        if "input" in self.hparams:
+            how = "with hyperparameter input=features it takes these"
+        raise InputError(
+            f"{self.args.algorithm} takes images, and {self.args.dataset} has "
+            f"{self.dataset.FILE.content}; {how}."
+        )
+
+    def check_made(self) -> None:
+        """InputError if a dataset of features has others than what is asked for."""
+        if not self.of_file:
+            return
+        name, file = self.args.dataset, self.dataset.FILE
+        made_by, own = file.fingerprint, self.backbone.fingerprint
+        if own != made_by:
+            raise InputError(
+                f"clip_backbone {self.hparams['clip_backbone']} ({own}) has not made "
+                f"what {name} has, {made_by} has."
+            )
+        vectors = self.input != "images"
+        if not vectors and self.algorithm.stored_kind.name != CLASS_TOKENS:
+            raise InputError(
+                f"{self.args.algorithm} takes {self.algorithm.stored_kind.name}, and "
+                f"{name} has {file.content}."
+            )
+        reads_layers = not vectors and self.algorithm.READS_LAYERS
+        if file.z.shape[1] == 1 and (reads_layers or self.input == "layers"):
+            raise InputError(
+                f"{self.args.algorithm} reads all of the image's layers here, and "
+                f"{name} has {file.content}."
+            )
 
     def in_precision(self) -> contextlib.AbstractContextManager[None]:
         """--precision, for what runs through a tower; stored features are of it."""
@@ -112,7 +156,12 @@ class RunInputs:
         return Kind(f"{kind.name} {precision}", encode)
 
     def open_features(self) -> list[StoredFeatures]:
-        """Every environment's entry in the feature store, then that of the views."""
+        """Every environment's entry in the feature store, then that of the views.
+
+        Of a dataset of features it is what its file has.
+        """
+        if self.of_file:
+            return [StoredFeatures(e.z, e.targets, range(len(e))) for e in self.dataset]
         views = getattr(self.dataset, "views", None)
         environments = [*map(self.dataset.unaugmented, range(len(self.dataset)))]
         return open_all(

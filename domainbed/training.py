@@ -61,6 +61,7 @@ class Run(RunEvaluation):
         if self.input != "images":
             asked["clip_transform"] = True
         self.dataset = self.task.dataset(args, self.hparams | asked)
+        self.check_takes(algorithm_class)
         self.splits = self.task.splits(self.dataset, args)
         facts = {"run": vars(args)}  # beside the hparams; plain types, they are saved
         if self.dataset.class_names:
@@ -74,6 +75,7 @@ class Run(RunEvaluation):
             len(self.dataset) - len(args.test_envs),
             facts | self.hparams,
         ).to(self.device)
+        self.check_made()
         n_steps = self.task.n_steps(self)
         self.n_steps = min(n_steps, algorithm_class.MAX_STEPS or n_steps)
         self.algorithm.n_steps = self.n_steps

@@ -1,10 +1,13 @@
 """Towers that return the features of every layer."""
 
 from domainbed.backbones.clip import (
+    CLASS_TOKENS,
     CLIP,
     EMOJI_CLIP,
+    FEATURES,
     IMAGENET_MEAN,
     IMAGENET_STD,
+    TOWERS,
     CLIPBackbone,
     Kind,
     VisionTransformer,
@@ -21,10 +24,13 @@ from domainbed.backbones.clip import (
 )
 
 __all__ = [
+    "CLASS_TOKENS",
     "CLIP",
     "EMOJI_CLIP",
+    "FEATURES",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
+    "TOWERS",
     "CLIPBackbone",
     "Kind",
     "VisionTransformer",

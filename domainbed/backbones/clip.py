@@ -44,6 +44,8 @@ with warnings.catch_warnings():  # clip imports pkg_resources, which says it is 
         ) from error
 
 EMOJI_CLIP = Path(__file__).parents[1] / "assets" / "emoji_clip.pt"
+FEATURES = "Features:"  # before a file's name: what a CLIP has made, see `file_tower`
+CLASS_TOKENS = "all"  # the kind's name in the feature store
 DOWNLOADS = Path.home() / ".cache" / "clip"  # where OpenAI's code puts its files
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -118,7 +120,7 @@ class CLIPBackbone(nn.Module):
     @property
     def class_tokens(self) -> Kind:
         """z of `encode_image_layers`, as a kind that can be stored."""
-        return Kind("all", self.encode_image_layers)
+        return Kind(CLASS_TOKENS, self.encode_image_layers)
 
     def embed_image(self, x: torch.Tensor) -> torch.Tensor:
         """x_0 (B, N, D): the tokens before the first block, after ln_pre."""
@@ -310,12 +312,21 @@ def image_blocks(
         yield tokens
 
 
+# Backbones that are made of what stands behind a prefix, by their whole name.
+TOWERS: dict[str, Callable[[str], CLIPBackbone]] = {}
+
+
 @functools.lru_cache(maxsize=1)
 def read_clip(name: str) -> tuple[CLIP, Compose]:
     """OpenAI's model and its transform, read once for the dataset and the algorithm.
 
     `emoji`, a name of OpenAI's or a path; with +gelu at its end, trained with that.
     """
+    if name.startswith(FEATURES):
+        raise InputError(
+            f"{name} has features and no CLIP, which this method takes: give the one "
+            "that made them as clip_backbone, or a method on stored features, as LFA."
+        )
     path, _, activation = name.partition("+")
     path = EMOJI_CLIP if path == "emoji" else Path(path).expanduser()
     if activation not in ("", "gelu"):
@@ -378,13 +389,24 @@ def activation_of(model: CLIP) -> str:
 
 
 def default_clip(dataset: str) -> str:
-    """The CLIP for a dataset: the one that ships with the package for what does too."""
+    """The CLIP for a dataset: the one that ships with the package for what does too.
+
+    What was made of a dataset of stored features stands in their file.
+    """
+    if dataset.startswith(FEATURES):
+        return dataset
     embedded = dataset.startswith(("Emoji", "Debug"))
     return "emoji" if embedded else "ViT-B/16"
 
 
 def load_clip(name: str) -> CLIPBackbone:
-    """A frozen copy of the CLIP that `name` means: `emoji`, OpenAI's name or a path."""
+    """A frozen copy of the CLIP that `name` means: `emoji`, OpenAI's name or a path.
+
+    Of `Features:FILE` it is what that file knows of one, where datasets are loaded.
+    """
+    for prefix, make in TOWERS.items():
+        if name.startswith(prefix):
+            return make(name)
     model, preprocess = read_clip(name)
     return CLIPBackbone(copy.deepcopy(model), preprocess)
 

@@ -12,6 +12,7 @@ import torch
 
 import domainbed
 from domainbed.datasets import ImageEnvironment, MultipleDomainDataset
+from domainbed.datasets_features import FeaturesDataset
 from domainbed.lib import misc
 
 
@@ -45,9 +46,11 @@ def device_name() -> str:
 def dataset_fingerprint(dataset: MultipleDomainDataset) -> str:
     """16 hex digits: of images their names and labels, of other items their number.
 
-    Equal wherever the same files lie; it costs no look at the files themselves. What is
-    not images is drawn anew with every seed.
+    Equal wherever the same files lie; it costs no look at the files themselves. Of a
+    feature file it is the content's; what is neither is drawn anew with every seed.
     """
+    if isinstance(dataset, FeaturesDataset):
+        return dataset.FILE.digest
 
     def facts(environment: Any) -> Iterable[str]:
         if not isinstance(environment, ImageEnvironment):

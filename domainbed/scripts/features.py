@@ -1,4 +1,4 @@
-"""Build, list, verify and prune stored layer features."""
+"""Build, list, verify, prune and export stored layer features."""
 
 import argparse
 from collections.abc import Callable, Iterator
@@ -9,6 +9,7 @@ import torch
 
 from domainbed import algorithms, training
 from domainbed.arguments import resolve_hparams
+from domainbed.backbones import load_clip
 from domainbed.datasets import ImageEnvironment
 from domainbed.features.entries import (
     DamagedError,
@@ -18,14 +19,17 @@ from domainbed.features.entries import (
     shown,
     size_text,
 )
+from domainbed.features.sharing import TEMPLATES, share
 from domainbed.features.store import default_feature_dir, describe
 from domainbed.hparams_registry import as_json
+from domainbed.lib import feature_file
 from domainbed.lib.errors import InputError, check_at_least, exits_on_input_error
 from domainbed.lib.paths import user_path
 from domainbed.lib.progress import add_quiet, silenced
 from domainbed.scripts import train
 from domainbed.scripts.sweep import ask_for_confirmation, check_confirmation
 
+TO_HELP = "what to write: its name ends in .npz or .safetensors"
 SAMPLE = 16  # images of an environment that `verify` computes again
 CLOSE = 0.02  # features are about 1; half precision and other devices differ by less
 TITLES = ("key", "images of", "backbone", "dtype", "images", "of each", "size")
@@ -57,14 +61,25 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
             type=user_path,
             help="the store; default: DATA_DIR/features",
         )
-        if name in ("build", "verify"):
-            add("--dataset", required=name == "build")
-            add("--algorithm", default="LFA", help=f"{readers()}; default: LFA")
+        if name in ("build", "verify", "export"):
+            add("--dataset", required=name != "verify")
             add("--hparams", nargs="+", help=train.HPARAMS_HELP)
             add("--allow_missing_classes", action="store_true")
             add("--strict_fingerprint", action="store_true", help="as of train")
-        if name == "build":
+        if name in ("build", "verify"):
+            add("--algorithm", default="LFA", help=f"{readers()}; default: LFA")
+        if name in ("build", "export"):
             add("--num_workers", type=int, help="processes that load images")
+        if name == "export":
+            add("--to", required=True, type=user_path, metavar="FILE", help=TO_HELP)
+            add("--layers", default="all", choices=["all", "last"])
+            add(
+                "--prompt",
+                nargs="+",
+                default=TEMPLATES,
+                help="of the texts, {name} in each",
+            )
+            command.set_defaults(algorithm="LFA")  # which reads class tokens
         if name == "prune":
             add(
                 "--older_than",
@@ -139,6 +154,27 @@ def build(args: argparse.Namespace) -> None:
             f"{stored.z.dtype}, {size_text(entry.size)} in {entry.path}"
         )
     print(f"{len(run.stored)} environments, {size_text(total)}.")
+
+
+def export(args: argparse.Namespace) -> None:
+    """Write a dataset's features, labels and texts to one file; see docs/features.md.
+
+    It is a dataset for all who have the file, --dataset Features:FILE.
+    """
+    path = Path(args.to)
+    feature_file.check_ending(path)
+    if not path.parent.is_dir():
+        raise InputError(f"--to {path}: there is no folder {path.parent}.")
+    run = run_of(args)
+    backbone = load_clip(run.hparams["clip_backbone"])
+    last_only = args.layers == "last"
+    share(path, run.dataset, run.stored, backbone, last_only, args.prompt)
+    file = feature_file.read(path)
+    domains, classes = len(file.domain_names), len(file.class_names)
+    print(
+        f"{path}: {file.content}, of {domains} domains and {classes} classes, "
+        f"{size_text(path.stat().st_size)}."
+    )
 
 
 def list_entries(args: argparse.Namespace) -> None:
@@ -278,6 +314,7 @@ def reasons(
 
 
 COMMANDS = {"build": build, "list": list_entries, "verify": verify, "prune": prune}
+COMMANDS |= {"export": export}
 
 
 @exits_on_input_error
