@@ -281,19 +281,32 @@ def names_of_tests(dataset: str, classes: str) -> list[str]:
     return [name_of_test(test, kind, len(tests)) for test in tests for kind in kinds]
 
 
+def names_of_targets(names: Iterable[str]) -> list[str]:
+    """What the environments of --transfer_to are called."""
+    tests = {name: names_of_tests(name, "all") for name in names}
+    return [
+        name_of_target(name, test, len(own))
+        for name, own in tests.items()
+        for test in own
+    ]
+
+
+def name_of_target(name: str, test: str, n_tests: int) -> str:
+    return f"{name} {test}" if n_tests > 1 else name
+
+
 def targets(name: str, root: str | None) -> list[ListedEnvironment]:
     """The test lists of a dataset that another one's run is tested on."""
     dataset_class = get_dataset_class(name)
     if "few_shot" not in dataset_class.TASKS:
         raise InputError(f"--transfer_to {name} has no test list of its own.")
     lists = dataset_class.few_shot_lists(root)
-    several = len(lists.tests) > 1
     return [
         ListedEnvironment(
             lists.folder,
             items,
             lists.class_names,
-            f"{name} {test}" if several else name,
+            name_of_target(name, test, len(lists.tests)),
             dataset_class.TEMPLATE,
         )
         for test, items in lists.tests.items()

@@ -125,18 +125,21 @@ class IIDAccuracySelectionMethod(SelectionMethod):
 class LastEpochSelectionMethod(SelectionMethod):
     """The last step, whatever it is worth, and the draw by the validation splits.
 
-    Of no such split all draws are alike. The few-shot task's; `test_acc` is that of
-    the first test environment.
+    Of no such split all draws are alike. The few-shot task's.
     """
 
     name = "last epoch"
 
     @classmethod
     def chosen(cls, run_records):
+        run_records = get_test_records(run_records)
+        if not run_records:
+            return None
         last = run_records.sorted("step")[-1]
         test_env = last["args"]["test_envs"][0]
         test_acc = last.get(f"env{test_env}_in_acc")
-        val_accs = [last[f"env{env}_out_acc"] for env in environments(last, "out")]
+        others = [env for env in environments(last, "out") if env != test_env]
+        val_accs = [last[f"env{env}_out_acc"] for env in others]
         if test_acc is None:
             return None
         val_acc = float(np.mean(val_accs)) if val_accs else 0.0

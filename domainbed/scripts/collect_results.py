@@ -21,8 +21,8 @@ from domainbed.lib.progress import add_quiet
 from domainbed.lib.query import Q
 from domainbed.lib.reporting import printable
 from domainbed.model_selection import environments as keys_of
-from domainbed.tables import formats, frames, paper, protocol, published
-from domainbed.tables.few_shot import is_few_shot, print_few_shot_tables
+from domainbed.tables import few_shot, formats, frames, paper, protocol, published
+from domainbed.tables.few_shot_text import print_few_shot_tables
 from domainbed.tables.paper import escape
 from domainbed.tables.text import format_mean, print_results_tables, print_table
 from domainbed.tables.ties import Ties, ties
@@ -35,7 +35,9 @@ SELECTIONS = {
     "leave_one_out": model_selection.LeaveOneOutSelectionMethod,
     "oracle": model_selection.OracleSelectionMethod,
     "auto_lr": model_selection.IIDAutoLRAccuracySelectionMethod,
+    "last_epoch": model_selection.LastEpochSelectionMethod,
 }
+OF_FEW_SHOTS = ("last_epoch", "iid")  # the protocol's first
 SELECTION_METHODS = tuple(SELECTIONS[n] for n in ("iid", "leave_one_out", "oracle"))
 OF_A_SPLIT = ("holdout_fraction", "output_dir")  # what --auto_lr merges over
 Methods = tuple[type[model_selection.SelectionMethod], ...]
@@ -57,7 +59,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     form.add_argument("--paper", const="paper", help="LaTeX as papers do", **const)
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
-        "--selection", help=f"only this method: {', '.join(SELECTIONS)}; default: all"
+        "--selection",
+        help=f"only this method: {', '.join(SELECTIONS)}; default: all, of few shots "
+        "last_epoch",
     )
     const = {"dest": "selection", "action": "store_const", "const": "auto_lr"}
     which.add_argument("--auto_lr", help="select by auto lr only", **const)
@@ -228,24 +232,50 @@ def below(
 
 def few_shot_tables(records: Q, args: argparse.Namespace) -> str:
     """The tables of few-shot runs; InputError if they are mixed with other runs."""
-    if not all(map(is_few_shot, records)):
+    if not all(map(few_shot.is_few_shot, records)):
         raise InputError(
             "few-shot runs stand beside others in --input_dir; give each their own."
         )
-    if args.format not in ("text", "latex"):
+    (method,) = selection_methods(args.selection or OF_FEW_SHOTS[0])
+    if method not in [SELECTIONS[name] for name in OF_FEW_SHOTS]:
         raise InputError(
-            f"few-shot runs have no tables in the format {args.format}; text or latex."
+            f"few-shot runs are chosen by {' or '.join(OF_FEW_SHOTS)} (on the "
+            f"validation shots), not by {args.selection}."
         )
+    if args.format == "paper":
+        raise InputError(
+            "few-shot runs have no tables in the format paper; --latex has them."
+        )
+    accs = few_shot.accuracies(records, method)
+    if accs.empty:
+        raise InputError(f"no run has the accuracies that {method.name} needs.")
     theirs = published.few_shots(baseline_file(args)) if args.baseline else None
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out):
-        n = print_few_shot_tables(records, args.format == "latex", theirs)
-    if theirs is not None and not n:
+    found = [*few_shot.tables(accs, theirs)]
+    if theirs is not None and not any(map(has_published, found)):
         raise InputError(
             f"--baseline {args.baseline} has no figures for these datasets, shots and "
             "classes."
         )
+    if args.format in ("csv", "json"):
+        return getattr(formats, args.format)(few_shot.long_form(found, method))
+    about = few_shot.about(accs)
+    if args.format in ("markdown", "html"):
+        titled = {
+            f"{table.title}, model selection: {method.name}": (
+                table.form,
+                ties(table.accs),
+            )
+            for table in found
+        }
+        return getattr(formats, args.format)(titled, about)
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        print_few_shot_tables(found, method, about, args.format == "latex")
     return out.getvalue()
+
+
+def has_published(table: few_shot.Table) -> bool:
+    return {*table.form.index.get_level_values("source")} != {frames.MEASURED}
 
 
 def baseline_file(args: argparse.Namespace) -> str:
@@ -336,7 +366,7 @@ def main(argv: list[str] | None = None) -> None:
     methods = selection_methods(args.selection)
     runs = read_sweep(*args.input_dir)
     records = reporting.records_of(runs)
-    if any(map(is_few_shot, records)):
+    if any(map(few_shot.is_few_shot, records)):
         deliver(few_shot_tables(records, args), args)
         return
     theirs = None

@@ -1,32 +1,58 @@
 """Tables of few-shot runs: a block for each number of shots, classes and source.
 
-Tested is a run's last epoch; of several draws the one that is best on the validation
-shots. The harmonic mean H of base and new accuracy is of their means over trials, in
-the averages of the averaged ones, as papers have it: https://arxiv.org/abs/2203.05557
+The harmonic mean H of base and new accuracy is of their means over trials, in the
+averages of the averaged ones: https://arxiv.org/abs/2203.05557. Of transfer the targets
+are averaged, not the own test.
 """
 
-import math
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from domainbed import algorithms, datasets
-from domainbed.datasets_few_shot import names_of_tests
+from domainbed.datasets_few_shot import names_of_targets, names_of_tests
 from domainbed.lib.query import Q
-from domainbed.model_selection import LastEpochSelectionMethod
-from domainbed.tables.frames import AVERAGE, in_order, mean_of
+from domainbed.model_selection import SelectionMethod, environments
+from domainbed.tables.frames import (
+    AVERAGE,
+    AVERAGES,
+    MEASURED,
+    ROW,
+    in_order,
+    mean_of,
+    pivoted,
+    summary,
+)
 from domainbed.tables.protocol import AS_PUBLISHED, REMARK
 from domainbed.tables.published import of_block
-from domainbed.tables.text import format_mean, print_table, with_average
 
-BLOCK = ("classes", "shots", "source", "transfer_to")
+BLOCK = ["classes", "shots", "drawn_from", "transfer_to"]  # what tells tables apart
+PARTS = ("mean", "err", "n")  # of a wide form
+H, OF_TARGETS = "H", "Avg of targets"
+HALVES = BASE, NEW = "base", "new"
+TEST, TARGET = "test", "target"
+# What the mean over all tests of a kind is called.
+OVER = {TEST: AVERAGE, BASE: BASE, NEW: NEW, TARGET: OF_TARGETS}
 ABOUT = (
-    "Few-shot accuracy of the last epoch, in percent, +/- DomainBed's standard error "
-    "over trials (papers print the standard deviation)."
+    "Few-shot accuracy in percent, with DomainBed's standard error over trials (papers "
+    "print the standard deviation)."
 )
-H = "H"
-Accuracies = dict[tuple[str, str], dict[str, list[float]]]  # (dataset, row) -> test
+
+
+class Table(NamedTuple):
+    """A wide form (see `frames`) of a dataset or of AVERAGES, and its accuracies."""
+
+    block: dict[str, Any]
+    dataset: str
+    form: pd.DataFrame
+    accs: pd.DataFrame
+
+    @property
+    def title(self) -> str:
+        source = self.block["drawn_from"]
+        about = "{shots} shots, {classes} classes".format(**self.block)
+        return f"{self.dataset}, {about}" + (f", from {source}" if source else "")
 
 
 def is_few_shot(record: dict[str, Any]) -> bool:
@@ -39,162 +65,211 @@ def row_of(record: dict[str, Any]) -> str:
     return record["args"]["algorithm"] + (AS_PUBLISHED if marked else "")
 
 
-def harmonic_mean(base: float, new: float) -> float:
-    return 2 * base * new / (base + new) if base + new else 0.0
+def about(accs: pd.DataFrame) -> list[str]:
+    """Sentences that say how to read the tables of these accuracies."""
+    marked = accs["algorithm"].str.endswith(AS_PUBLISHED).any()
+    return [ABOUT, REMARK] if marked else [ABOUT]
 
 
-def accuracies(records: Q) -> Accuracies:
-    """Of each dataset and row, by the tests' names, an accuracy for each trial."""
-    found: Accuracies = {}
-    names = ("dataset", "trial_seed")
-    runs = records.group(lambda r: (row_of(r), *(r["args"][n] for n in names)))
-    for (row, dataset, _), own in runs:
-        best = LastEpochSelectionMethod.hparams_accs(own)
-        if not best:
-            continue
-        _, chosen = best[0]
-        record = chosen.sorted("step")[-1]
-        tests = names_of_tests(dataset, record["args"]["classes"])
-        tests += names_of_targets(record)
-        for env, test in enumerate(tests, start=1):
-            cell = found.setdefault((dataset, row), {}).setdefault(test, [])
-            cell.append(record[f"env{env}_in_acc"])
-    return found
+def accuracies(records: Q, method: type[SelectionMethod]) -> pd.DataFrame:
+    """What the method chose: a row per block, dataset, row, test and trial.
 
-
-def names_of_targets(record: dict[str, Any]) -> list[str]:
-    return [
-        f"{target} {test}" if len(tests) > 1 else target
-        for target in record["args"].get("transfer_to") or ()
-        for tests in [names_of_tests(target, "all")]
-        for test in tests
-    ]
-
-
-def base_and_new(tests: Iterable[str]) -> bool:
-    return {*tests} >= {"base", "new"}
-
-
-def cells_of(own: dict[str, list[float]], tests: list[str], latex: bool) -> list:
-    """A row: each test over the trials, then H of base and new or the mean."""
-    cells = [format_mean(own.get(test, []), latex) for test in tests]
-    if not base_and_new(tests):
-        return with_average(cells)
-    means = dict(zip(tests, (mean for mean, _, _ in cells), strict=True))
-    whole = None not in (means["base"], means["new"])
-    last = harmonic_mean(means["base"], means["new"]) if whole else "X"
-    return [*(text for *_, text in cells), last]
-
-
-def averages_of(
-    accs: Accuracies, row: str, names: list[str], latex: bool
-) -> list[str | float]:
-    """A row: each dataset's mean over its tests, over the trials, then their mean."""
-    cells = []
-    for dataset in names:
-        trials = zip(*accs.get((dataset, row), {}).values(), strict=False)
-        cells.append(format_mean([mean_of(trial) for trial in trials], latex))
-    return with_average(cells)
-
-
-def base_to_new_averages(
-    accs: Accuracies, row: str, names: list[str]
-) -> list[str | float]:
-    """A row: base and new accuracy averaged over datasets, and H of the two."""
-    means = [
-        [100 * mean_of(accs[d, row][kind]) for d in names if (d, row) in accs]
-        for kind in ("base", "new")
-    ]
-    if any(len(own) < len(names) for own in means):
-        return ["X"] * 3
-    base, new = map(mean_of, means)
-    return [base, new, harmonic_mean(base, new)]
-
-
-def print_few_shot_tables(
-    records: Q, latex: bool, published: pd.DataFrame | None = None
-) -> int:
-    """Print every block's table for each dataset, and its averages.
-
-    Published rows stand below; returned is how often one did.
+    Columns BLOCK, dataset, algorithm (the row's label), test_env, environment, kind
+    (see OVER), trial_seed, acc; in the order of the tables.
     """
-    print(f"{'% ' if latex else ''}{ABOUT}")
-    if any(row_of(record).endswith(AS_PUBLISHED) for record in records):
-        print(f"{'% ' if latex else ''}{REMARK}")
+    rows = []
+    for (*block, dataset, label, trial), own in records.group(cell_of):
+        draws = method.hparams_accs(own.map(of_one_test))
+        if draws:
+            _, record = method.chosen(draws[0][1])
+            for env, (name, kind) in tests_of(record).items():
+                acc = float(record[f"env{env}_in_acc"])
+                rows.append((*block, dataset, label, env, name, kind, trial, acc))
+    columns = ["dataset", "algorithm", "test_env", "environment", "kind", "trial_seed"]
+    frame = pd.DataFrame(rows, columns=[*BLOCK, *columns, "acc"])
+    marks = ("", AS_PUBLISHED)
+    labels = [name + mark for name in algorithms.ALGORITHMS for mark in marks]
+    places = {
+        "dataset": in_order(frame["dataset"], datasets.of_task("few_shot")),
+        "algorithm": in_order(frame["algorithm"], labels),
+    }
+    return frame.sort_values(
+        [*BLOCK, *places, "test_env", "trial_seed"],
+        key=lambda c: c.map(places[c.name].index) if c.name in places else c,
+        ignore_index=True,
+    )
 
-    def block_of(record: dict[str, Any]) -> tuple:
-        values = (record["args"].get(name) for name in BLOCK)
-        return tuple(" ".join(v) if isinstance(v, list) else v for v in values)
 
-    blocks = records.group(block_of)
-    order = sorted(blocks, key=lambda block: [str(v).zfill(9) for v in block[0]])
-    return sum(print_block(own, block, latex, published) for block, own in order)
+def cell_of(record: dict[str, Any]) -> tuple:
+    """Its values of BLOCK, dataset, row and trial: where one draw is chosen."""
+    args = record["args"]
+    source, targets = args.get("source") or "", args.get("transfer_to") or ()
+    block = (args.get("classes", "all"), args.get("shots", 0))
+    block += (source, " ".join(targets))
+    return *block, args["dataset"], row_of(record), args["trial_seed"]
 
 
-def print_block(
-    records: Q, block: tuple, latex: bool, published: pd.DataFrame | None
-) -> int:
-    """As above, of one block."""
-    classes, shots, source, _ = block
-    about = f"{shots} shots, {classes} classes" + (f", from {source}" if source else "")
-    accs = accuracies(records)
-    known = algorithms.ALGORITHMS
-    known = [name + mark for name in known for mark in ("", AS_PUBLISHED)]
-    rows = in_order((row for _, row in accs), known)
-    present = in_order((dataset for dataset, _ in accs), datasets.of_task("few_shot"))
-    shown = 0
+def of_one_test(record: dict[str, Any]) -> dict[str, Any]:
+    """The record as one of its first test alone: what is chosen, is for all."""
+    args = record["args"]
+    return record | {"args": args | {"test_envs": args["test_envs"][:1]}}
 
-    def show(title: str, table: list, names: list[str], columns: list[str]) -> None:
-        nonlocal shown
-        theirs, labels = [], []
-        if published is not None:
-            own = of_block(published, names, shots, classes)
-            theirs, labels = published_rows(own, columns)
-        shown += len(theirs)
-        rule = [None] if theirs else []
-        print_table(
-            table + rule + theirs,
-            f"{title}, {about}",
-            rows + [""] * len(rule) + labels,
-            ["Algorithm", *columns],
-            colwidth=20,
-            latex=latex,
+
+def tests_of(record: dict[str, Any]) -> dict[int, tuple[str, str]]:
+    """{environment: (name, kind)} of the tests that the record has accuracies of."""
+    args = record["args"]
+    own, targets = names_of(record)
+    halves = args.get("classes") == BASE
+    kinds = [(name, name.split(" ")[-1] if halves else TEST) for name in own]
+    kinds += [(name, TARGET) for name in targets]
+    return {
+        env: pair
+        for env, pair in enumerate(kinds, start=1)
+        if f"env{env}_in_acc" in record
+    }
+
+
+def names_of(record: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """What the record's own tests are called, and those that it transfers to.
+
+    A dataset of the user's own may lie elsewhere by now: its records know the names.
+    Tests of one that is not registered here have numbers.
+    """
+    args = record["args"]
+    try:
+        targets = names_of_targets(args.get("transfer_to") or ())
+        if "environments" in record:
+            return record["environments"][1 : -len(targets) or None], targets
+        return names_of_tests(args["dataset"], args.get("classes", "all")), targets
+    except (OSError, ValueError):
+        return [f"env{env}" for env in environments(record, "in") if env], []
+
+
+def tables(accs: pd.DataFrame, theirs: pd.DataFrame | None = None) -> Iterator[Table]:
+    """Every block's table of each dataset and, of several, of their averages.
+
+    Published rows stand below those that they are over the same datasets with.
+    """
+    for values, of_values in accs.groupby(BLOCK):
+        block = dict(zip(BLOCK, values, strict=True))
+        rows = [(MEASURED, "", name) for name in dict.fromkeys(of_values["algorithm"])]
+        forms = {}
+        for dataset, own in of_values.groupby("dataset", sort=False):
+            forms[dataset] = dataset_form(own, rows)
+            form = with_published(forms[dataset], theirs, [dataset], block)
+            yield Table(block, dataset, form, own)
+        if len(forms) > 1:
+            form = with_published(averages_form(forms), theirs, [*forms], block)
+            yield Table(block, AVERAGES, form, of_values)
+
+
+def dataset_form(accs: pd.DataFrame, rows: list[tuple]) -> pd.DataFrame:
+    """A wide form of one dataset: each test, then its kinds' means, then H."""
+    both = pd.concat([accs, over_tests(accs)])
+    columns = [*dict.fromkeys(both["environment"])]
+    columns += [H] if {*HALVES} <= {*columns} else []
+    means = summary(both).assign(source=MEASURED, protocol="")
+    return with_h(pivoted(means, "environment", columns, rows))
+
+
+def over_tests(accs: pd.DataFrame) -> pd.DataFrame:
+    """Each trial's means over the tests of a kind, as tests of their own.
+
+    A trial that lacks one has none. Beside targets the own test is not averaged.
+    """
+    needed = accs.groupby("kind")["environment"].nunique()
+    left_out = {k for k in needed.index if OVER[k] in {*accs["environment"]}}
+    left_out |= {TEST} if TARGET in needed else set()
+    cells = accs.groupby(["dataset", "algorithm", "kind", "trial_seed"], sort=False)
+    rows = [
+        (dataset, algorithm, OVER[kind], trial, mean_of(own))
+        for (dataset, algorithm, kind, trial), own in cells["acc"]
+        if kind not in left_out and len(own) == needed[kind]
+    ]
+    columns = ["dataset", "algorithm", "environment", "trial_seed", "acc"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def averages_form(forms: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """A wide form over datasets: base, new and H; or a column for each, then Avg."""
+
+    def over(part: str, column: str | None = None) -> pd.DataFrame:
+        """A column of each dataset's form, by default the last."""
+        return pd.DataFrame(
+            {
+                name: form[part, column or form["mean"].columns[-1]]
+                for name, form in forms.items()
+            }
         )
 
-    for dataset in present:
-        own = {row: accs.get((dataset, row), {}) for row in rows}
-        tests = [*dict.fromkeys(test for cells in own.values() for test in cells)]
-        table = [cells_of(own[row], tests, latex) for row in rows]
-        last = H if base_and_new(tests) else AVERAGE
-        show(f"Dataset: {dataset}", table, [dataset], [*tests, last])
-    halves = all(base_and_new(tests) for tests in accs.values())
-    columns = ["base", "new", H] if halves else [*present, AVERAGE]
-    table = [
-        base_to_new_averages(accs, row, present)
-        if halves
-        else averages_of(accs, row, present, latex)
-        for row in rows
-    ]
-    show("Averages", table, present, columns)
-    return shown
+    if all(H in form["mean"] for form in forms.values()):
+        cells = {("mean", k): over("mean", k).apply(mean_of, axis=1) for k in HALVES}
+        cells |= {
+            ("n", kind): over("n", kind).min(axis=1, skipna=False) for kind in HALVES
+        }
+        columns = [*HALVES, H]
+    else:
+        parts = {part: over(part) for part in PARTS}
+        cells = {(part, name): own[name] for part, own in parts.items() for name in own}
+        cells["mean", AVERAGE] = parts["mean"].apply(mean_of, axis=1)
+        cells["n", AVERAGE] = parts["n"].min(axis=1, skipna=False)
+        columns = [*forms, AVERAGE]
+    whole = pd.MultiIndex.from_product([PARTS, columns])
+    return with_h(pd.DataFrame(cells).reindex(columns=whole))
 
 
-def published_rows(
-    rows: pd.DataFrame, columns: list[str]
-) -> tuple[list[list[str | float]], list[str]]:
-    """(cells, labels) of the rows that have figures in those columns, the last of
-    which is H of base and new or the mean of the others; "" for what they lack.
+def with_h(form: pd.DataFrame) -> pd.DataFrame:
+    """The wide form, its column H, if it has one, made of base and new."""
+    if H in form["mean"]:
+        base, new = form["mean", BASE], form["mean", NEW]
+        h = 2 * base * new / (base + new)
+        form["mean", H] = h.mask(base + new == 0, 0.0)
+        form["n", H] = form["n"][[*HALVES]].min(axis=1, skipna=False)
+    return form
+
+
+def with_published(
+    form: pd.DataFrame,
+    theirs: pd.DataFrame | None,
+    names: list[str],
+    block: dict[str, Any],
+) -> pd.DataFrame:
+    """The wide form over these datasets and, below, the published rows over them."""
+    if theirs is None:
+        return form
+    own = of_block(theirs, names, block["shots"], block["classes"])
+    return pd.concat([form, published_form(own, [*form["mean"]])])
+
+
+def published_form(rows: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+    """A wide form of the published rows that have figures in some of these columns.
+
+    The last is H of base and new or the mean of the others, where these are whole.
     """
-    table, labels = [], []
     figures = rows.reindex(columns=columns[:-1]).astype(float)
-    for name, own in zip(rows["method"], figures.to_dict("records"), strict=True):
-        if all(map(math.isnan, own.values())):
-            continue
-        whole = not any(map(math.isnan, own.values()))
-        last: str | float = mean_of(own.values()) if whole else ""
-        if columns[-1] == H:
-            last = harmonic_mean(own["base"], own["new"])
-            last = "" if math.isnan(last) else last
-        table.append([*("" if math.isnan(v) else v for v in own.values()), last])
-        labels.append(name)
-    return table, labels
+    own = rows[figures.notna().any(axis=1)]
+    figures = figures.loc[own.index]
+    figures[columns[-1]] = figures.apply(mean_of, axis=1)
+    form = pd.concat({"mean": figures}, axis=1).reindex(
+        columns=pd.MultiIndex.from_product([PARTS, columns])
+    )
+    form.index = pd.MultiIndex.from_frame(own[[*ROW[:2], "method"]], names=ROW)
+    return with_h(form)
+
+
+def long_form(found: Iterable[Table], method: type[SelectionMethod]) -> pd.DataFrame:
+    """The cells of all tables, a row each, as `frames.long_form`, with BLOCK's columns.
+
+    What is over several datasets has the dataset Avg.
+    """
+    longs = []
+    for block, dataset, form, accs in found:
+        long = form.stack(level=1, future_stack=True).rename_axis([*ROW, "environment"])
+        long = long.reset_index().dropna(how="all", subset=["mean", "n"])
+        if dataset == AVERAGES:
+            long = long[~long["environment"].isin(accs["dataset"])]
+        selection = long["source"].eq(MEASURED).map({True: method.name, False: ""})
+        name = AVERAGE if dataset == AVERAGES else dataset
+        longs.append(long.assign(dataset=name, selection=selection, **block))
+    frame = pd.concat(longs, ignore_index=True)
+    return frame.astype({"err": float}).assign(n=frame["n"].fillna(0).astype(int))

@@ -1,6 +1,7 @@
 """Frames of `tables` as text: CSV, JSON, Markdown, HTML. Names in them stay data."""
 
 import re
+from collections.abc import Sequence
 from html import escape
 
 import pandas as pd
@@ -76,11 +77,13 @@ def letters_of(ties: Ties, source: str, algorithm: str) -> str:
 
 
 def as_records(frame: pd.DataFrame) -> pd.DataFrame:
-    """A long form with the columns' names in full."""
+    """A long form with the columns' names in full; those of few shots come second."""
     names = {"err": "standard_error", "n": "trials", "digest": "protocol_digest"}
-    columns = ["dataset", "algorithm", "environment", "selection"]
+    columns = ["algorithm", "environment", "selection"]
     columns += ["mean", "err", "n", "source", "protocol", "digest"]
-    return frame[columns].rename(columns=names)
+    further = [name for name in frame if name not in ("dataset", *columns)]
+    order = [name for name in ("dataset", *further, *columns) if name in frame]
+    return frame[order].rename(columns=names)
 
 
 def csv(frame: pd.DataFrame) -> str:
@@ -93,8 +96,13 @@ def json(frame: pd.DataFrame) -> str:
     return as_records(frame).to_json(orient="records", indent=1) + "\n"
 
 
-def markdown(tables: dict[str, tuple[pd.DataFrame, Ties]]) -> str:
-    """For each wide form a heading, a table and what can be told apart in it."""
+def markdown(
+    tables: dict[str, tuple[pd.DataFrame, Ties]], about: Sequence[str] = ()
+) -> str:
+    """For each wide form a heading, a table and what can be told apart in it.
+
+    Sentences about all of them come first.
+    """
 
     def plain(text: str) -> str:
         return re.sub(r"([\\`*_\[\]<|~&$])", r"\\\1", text)
@@ -102,7 +110,7 @@ def markdown(tables: dict[str, tuple[pd.DataFrame, Ties]]) -> str:
     def line(row: list[str]) -> str:
         return f"| {' | '.join(map(plain, row))} |"
 
-    parts = []
+    parts = [f"{plain(sentence)}\n" for sentence in about]
     for title, (form, ties) in tables.items():
         frame = cells(form, ties)
         rule = "|---" * len(frame.columns) + "|"
@@ -113,9 +121,11 @@ def markdown(tables: dict[str, tuple[pd.DataFrame, Ties]]) -> str:
     return "\n".join(parts)
 
 
-def html(tables: dict[str, tuple[pd.DataFrame, Ties]]) -> str:
+def html(
+    tables: dict[str, tuple[pd.DataFrame, Ties]], about: Sequence[str] = ()
+) -> str:
     """As `markdown`, a page."""
-    parts = []
+    parts = [f"<p>{escape(sentence)}</p>" for sentence in about]
     for title, (form, ties) in tables.items():
         table = cells(form, ties).to_html(index=False, border=0, justify="left")
         note = escape(printable(ties.note))

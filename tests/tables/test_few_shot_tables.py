@@ -1,7 +1,10 @@
 """Tables of few-shot runs."""
 
+import io
 import json
+from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from domainbed.scripts import collect_results
@@ -9,7 +12,9 @@ from domainbed.scripts import collect_results
 ACCS = {"LFA": (0.8, 0.6), "ZeroShotCLIP": (0.5, 0.7)}
 
 
-def write(folder, dataset, algorithm, accs, trial=0, step=9, **changed):
+def write(
+    folder, dataset, algorithm, accs, trial=0, step=9, val=0.5, noted=None, **changed
+):
     """A finished few-shot run with those accuracies of its tests."""
     args = {"dataset": dataset, "algorithm": algorithm, "trial_seed": trial}
     args |= {"hparams_seed": 0, "task": "few_shot", "shots": 4, "classes": "all"}
@@ -17,8 +22,12 @@ def write(folder, dataset, algorithm, accs, trial=0, step=9, **changed):
     args |= {"test_envs": [*range(1, len(accs) + 1)]} | changed
     record = {"step": step, "args": args, "hparams": changed.pop("hparams", {})}
     record |= {f"env{i}_in_acc": acc for i, acc in enumerate(accs, start=1)}
-    record |= {"env0_in_acc": 1.0, "env0_out_acc": 0.5}
-    own = folder / f"{dataset}{algorithm}{trial}{args['shots']}{args['hparams_seed']}"
+    record |= noted or {}
+    record |= {"env0_in_acc": 1.0} | ({} if val is None else {"env0_out_acc": val})
+    own = (
+        folder
+        / f"{Path(dataset).name}{algorithm}{trial}{args['shots']}{args['hparams_seed']}"
+    )
     own.mkdir(parents=True, exist_ok=True)
     with open(own / "results.jsonl", "a") as file:
         file.write(json.dumps(record) + "\n")
@@ -72,9 +81,23 @@ def test_tests_of_houses_and_targets_have_their_names(tmp_path, capsys):
     text = tables(tmp_path, capsys)
     title = "Dataset: EmojiDG, 4 shots, all classes, from noto"
     header = row(text, title, "Algorithm")
-    assert header[1:] == ["fluent", "noto", "openmoji", "twemoji", "EuroSAT", "Avg"]
+    houses = ["fluent", "noto", "openmoji", "twemoji"]
+    assert header[1:] == [*houses, "EuroSAT", "Avg", "of", "targets"]
     cells = row(text, title, "LFA")[1::3]
-    assert cells == [f"{n}.0" for n in (10, 20, 30, 40, 50, 30)]
+    assert cells == [f"{n}.0" for n in (10, 20, 30, 40, 50, 50)]
+    write(tmp_path / "own", "EmojiDG", "LFA", [0.1, 0.2, 0.3, 0.4], source="noto")
+    text = tables(tmp_path / "own", capsys)
+    assert row(text, title, "LFA")[1::3] == [f"{n}.0" for n in (10, 20, 30, 40, 25)]
+
+
+def test_halves_of_several_tests_are_averaged_before_h(tmp_path, capsys):
+    accs = [0.6, 0.1, 0.8, 0.3, 0.6, 0.1, 0.8, 0.3]  # base, new of each house
+    write(tmp_path, "EmojiDG", "LFA", accs, source="noto", classes="base")
+    text = tables(tmp_path, capsys)
+    title = "Dataset: EmojiDG, 4 shots, base classes, from noto"
+    assert row(text, title, "Algorithm")[-3:] == ["base", "new", "H"]
+    h = f"{2 * 70 * 20 / 90:.1f}"
+    assert row(text, title, "LFA")[-7::3] == ["70.0", "20.0", h]
 
 
 def test_the_last_step_counts_and_the_draw_best_on_validation(tmp_path, capsys):
@@ -89,9 +112,13 @@ def test_the_last_step_counts_and_the_draw_best_on_validation(tmp_path, capsys):
 
 def test_few_shot_runs_have_tables_of_their_own(tmp_path, capsys):
     write(tmp_path, "OxfordPets", "LFA", [0.9])
-    with pytest.raises(SystemExit):
-        collect_results.main(["--input_dir", str(tmp_path), "--format", "csv"])
-    assert "no tables in the format csv" in capsys.readouterr().err
+    for flags, message in {
+        ("--paper",): "no tables in the format paper; --latex has them",
+        ("--selection", "oracle"): "chosen by last_epoch or iid (on the validation",
+    }.items():
+        with pytest.raises(SystemExit):
+            collect_results.main(["--input_dir", str(tmp_path), *flags])
+        assert message in capsys.readouterr().err
     write(tmp_path, "PACS", "LFA", [0.9], task="domain_generalization")
     with pytest.raises(SystemExit):
         collect_results.main(["--input_dir", str(tmp_path)])
@@ -107,10 +134,9 @@ def test_published_rows_stand_below_a_rule(tmp_path, capsys):
     )
     text = tables(tmp_path / "s", capsys, "--baseline", str(file))
     four = text[text.index("-------- Dataset: OxfordPets, 4 shots") :]
-    for title in ("Dataset: OxfordPets", "Averages"):
-        cells = row(four, title, "MaPLe")[1:]
-        assert cells == ["95.4", "97.8", "96.6"]
-    assert text.count("MaPLe") == 2  # not below those of one shot
+    cells = row(four, "Dataset: OxfordPets", "MaPLe")[1:]
+    assert cells == ["95.4", "97.8", "96.6"]
+    assert text.count("MaPLe") == 1  # not below those of one shot
     own = tables(tmp_path / "s", capsys)
     assert "".join(line for line in own.splitlines(True) if line in text) == own
     file.write_text("method,dataset,shots,classes,base\nX,EuroSAT,4,base,95.43\n")
@@ -119,3 +145,78 @@ def test_published_rows_stand_below_a_rule(tmp_path, capsys):
     said = capsys.readouterr()
     assert "has no figures for these datasets, shots and classes" in said.err
     assert not said.out
+
+
+def test_the_step_best_on_the_validation_shots_can_be_chosen(tmp_path, capsys):
+    for step, acc, val in ((3, 0.9, 0.6), (9, 0.7, 0.5)):
+        write(tmp_path, "OxfordPets", "LFA", [acc], step=step, val=val)
+    for name, found in {"iid": "90.0", "last_epoch": "70.0"}.items():
+        text = tables(tmp_path, capsys, "--selection", name)
+        assert row(text, "Dataset: OxfordPets", "LFA")[1] == found
+    assert "model selection method: last epoch" in text
+    write(tmp_path / "no", "ImageNet", "LFA", [0.9], val=None)
+    with pytest.raises(SystemExit):
+        tables(tmp_path / "no", capsys, "--selection", "iid")
+    said = "no run has the accuracies that training-domain validation set needs"
+    assert said in capsys.readouterr().err
+    assert "90.0" in tables(tmp_path / "no", capsys)
+
+
+def test_every_format_has_the_same_figures(tmp_path, capsys):
+    for k in (4, 16):
+        for dataset, more in (("OxfordPets", 0.0), ("EuroSAT", 0.05)):
+            for trial in (0, 1):
+                accs = (0.5 + k / 100 + trial / 10, 0.4 - more)
+                write(tmp_path, dataset, "GDA", accs, trial, shots=k, classes="base")
+    write(tmp_path, "EuroSAT", "LFA", (0.5, 0.5), shots=4, classes="base")
+    rows = pd.read_csv(io.StringIO(tables(tmp_path, capsys, "--format", "csv")))
+    assert rows.columns.tolist() == [
+        *("dataset", "classes", "shots", "drawn_from", "transfer_to", "algorithm"),
+        *("environment", "selection", "mean", "standard_error", "trials", "source"),
+        "protocol",
+    ]
+    objects = json.loads(tables(tmp_path, capsys, "--format", "json"))
+    assert len(objects) == len(rows) == 2 * (2 * 3 + 3) + 3
+    found = rows.set_index(["dataset", "shots", "algorithm", "environment"])
+    found = found.sort_index()
+    own = found.loc["OxfordPets", 16, "GDA"]
+    assert own["mean"].to_dict() == pytest.approx(
+        {"base": 71, "new": 40, "H": 2 * 71 * 40 / 111}
+    )
+    assert own["standard_error"]["base"] == pytest.approx(5 / 2**0.5)
+    assert own["trials"].tolist() == [2, 2, 2]
+    over = found.loc["Avg", 4, "GDA"]["mean"]
+    assert over.to_dict() == pytest.approx(
+        {"base": 59, "new": 37.5, "H": 2 * 59 * 37.5 / 96.5}
+    )
+    assert ("Avg", 4, "LFA") not in found.index.droplevel("environment")
+    for form, heading in (("markdown", "## Averages"), ("html", "<h2>Averages")):
+        text = tables(tmp_path, capsys, "--format", form)
+        assert "over trials (papers print the standard deviation)" in text
+        assert f"{heading}, 4 shots, base classes, model selection: last" in text
+        assert "71.0 ± 3.5" in text and f"{2 * 59 * 37.5 / 96.5:.1f}" in text
+        assert text.count("X") >= 3  # of LFA's averages
+
+
+def test_csv_says_which_dataset_a_column_of_the_averages_was(tmp_path, capsys):
+    for dataset, acc in (("OxfordPets", 0.5), ("EuroSAT", 0.7)):
+        write(tmp_path, dataset, "LFA", [acc])
+    rows = pd.read_csv(io.StringIO(tables(tmp_path, capsys, "--format", "csv")))
+    cells = rows[["dataset", "environment", "mean"]].to_numpy().tolist()
+    assert cells == [
+        *[["OxfordPets", "test", 50.0], ["OxfordPets", "Avg", 50.0]],
+        *[["EuroSAT", "test", 70.0], ["EuroSAT", "Avg", 70.0], ["Avg", "Avg", 60.0]],
+    ]
+
+
+def test_tests_of_what_is_not_here_have_numbers_or_the_names_of_their_records(
+    tmp_path, capsys
+):
+    write(tmp_path, "Theirs", "LFA", [0.5, 0.7])
+    text = tables(tmp_path, capsys)
+    header = row(text, "Dataset: Theirs, 4 shots", "Algorithm")
+    assert header[1:] == ["env1", "env2", "Avg"]
+    noted = {"environments": ["shots", "exam"]}
+    write(tmp_path / "own", "Manifest:/gone.csv", "LFA", [0.5], noted=noted)
+    header = row(tables(tmp_path / "own", capsys), "Dataset: Manifest", "Algorithm")
+    assert header[1:] == ["exam", "Avg"]

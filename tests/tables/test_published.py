@@ -8,7 +8,7 @@ import pytest
 
 from domainbed.lib.errors import InputError
 from domainbed.tables import frames
-from domainbed.tables.few_shot import published_rows
+from domainbed.tables.few_shot import published_form
 from domainbed.tables.published import chosen_as, few_shots, of_block, published, read
 
 SHIPPED = Path(__file__).parents[2] / "sweeps" / "published"
@@ -68,11 +68,9 @@ def test_the_shipped_few_shots_have_the_h_that_was_printed():
     """MaPLe's, PromptSRC's, ProLIP's, 2SFS's and MMRL's own."""
     rows = few_shots(SHIPPED / "few_shot_vit_b16.csv")
     eleven = rows["dataset"].iloc[0].split()
-    table, labels = published_rows(
-        of_block(rows, eleven, 16, "base"), ["base", "new", "H"]
-    )
-    printed = dict(zip(labels, (f"{row[-1]:.2f}" for row in table), strict=True))
-    assert printed == {
+    form = published_form(of_block(rows, eleven, 16, "base"), ["base", "new", "H"])
+    names = form.index.get_level_values("algorithm")
+    assert dict(zip(names, form["mean", "H"].map("{:.2f}".format), strict=True)) == {
         "CLIP": "71.70",
         "CoOp": "71.66",
         "CoCoOp": "75.83",
@@ -133,14 +131,15 @@ def test_rows_of_few_shots_say_their_tables(tmp_path):
 def test_rows_of_few_shots_lack_what_they_lack():
     rows = pd.DataFrame(
         {"method": ["a", "b", "c"], "base": [80, 60, None], "x": [1] * 3}
-    )
-    rows["new"] = [40, None, None]
-    assert published_rows(rows, ["base", "new", "H"]) == (
-        [[80, 40, pytest.approx(2 * 80 * 40 / 120)], [60, "", ""]],
-        ["a", "b"],
-    )
-    assert published_rows(rows, ["base", "Avg"])[0] == [[80, 80], [60, 60]]
-    assert published_rows(rows, ["base", "new", "Avg"])[0] == [
-        [80, 40, 60],
-        [60, "", ""],
-    ]
+    ).assign(new=[40, None, None], source="", protocol="")
+
+    def figures(*columns):
+        form = published_form(rows, [*columns])
+        assert [name for *_, name in form.index] == ["a", "b"]
+        assert form["err"].isna().all(axis=None) and form["n"].isna().all(axis=None)
+        return form["mean"].fillna(-1).to_numpy().tolist()
+
+    h = pytest.approx(2 * 80 * 40 / 120)
+    assert figures("base", "new", "H") == [[80, 40, h], [60, -1, -1]]
+    assert figures("base", "Avg") == [[80, 80], [60, 60]]
+    assert figures("base", "new", "Avg") == [[80, 40, 60], [60, -1, -1]]
