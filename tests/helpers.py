@@ -55,6 +55,28 @@ def pets(root, counts=(6, 5, 4), **changes):
     return content
 
 
+def few_shot_run(
+    folder, dataset, algorithm, accs, trial=0, step=9, val=0.5, noted=None, **changed
+):
+    """A finished few-shot run with those accuracies of its tests."""
+    args = {"dataset": dataset, "algorithm": algorithm, "trial_seed": trial}
+    args |= {"hparams_seed": 0, "task": "few_shot", "shots": 4, "classes": "all"}
+    args |= {"source": None, "transfer_to": None, "output_dir": str(folder)}
+    args |= {"test_envs": [*range(1, len(accs) + 1)]} | changed
+    record = {"step": step, "args": args, "hparams": changed.pop("hparams", {})}
+    record |= {f"env{i}_in_acc": acc for i, acc in enumerate(accs, start=1)}
+    record |= noted or {}
+    record |= {"env0_in_acc": 1.0} | ({} if val is None else {"env0_out_acc": val})
+    own = (
+        folder
+        / f"{Path(dataset).name}{algorithm}{trial}{args['shots']}{args['hparams_seed']}"
+    )
+    own.mkdir(parents=True, exist_ok=True)
+    with open(own / "results.jsonl", "a") as file:
+        file.write(json.dumps(record) + "\n")
+    (own / "done").write_text("done")
+
+
 def unpacked_sweep(name: str, folder: Path) -> Path:
     """The contract's sample sweep of that name, as result folders."""
     with gzip.open(CONTRACT / f"{name}.json.gz") as file:

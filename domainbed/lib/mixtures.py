@@ -4,6 +4,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from domainbed.lib.identity import differences
 from domainbed.lib.query import Q
@@ -11,6 +12,7 @@ from domainbed.lib.reporting import is_dir, listed, printable
 
 EVERYWHERE = ("torch version", "domainbed version", "git state", "device")
 ARGS = ("dataset", "trial_seed", "test_envs")
+OF_FEW_SHOT = ("shots", "classes", "source", "transfer_to")  # what is drawn, and tested
 
 
 def facts_of(*paths: str | Path) -> dict[Path, dict[str, str] | None]:
@@ -24,7 +26,8 @@ def mixtures(made: dict[Path, dict[str, str] | None]) -> Iterator[str]:
     """A warning for each of `facts_of` in which runs differ that one table has.
 
     The data's fingerprint is compared within a dataset, a split's digest within
-    (dataset, trial_seed, test_envs), the others over all runs.
+    (dataset, trial_seed, test_envs), the others over all runs. Few-shot runs of one
+    dataset have the images of their own shots.
     """
     runs = [run for run in made.values() if run]
     if 0 < len(runs) < len(made):
@@ -36,8 +39,10 @@ def mixtures(made: dict[Path, dict[str, str] | None]) -> Iterator[str]:
         yield from mixed(name, (run[name] for run in runs))
     data, splits = defaultdict(list), defaultdict(lambda: defaultdict(list))
     for run in runs:
-        data[run["dataset"]].append(run["fingerprint"])
         cell = f"trial {run['trial_seed']}, test environments {run['test_envs']}"
+        cell += run["drawn"]
+        place = f"{run['dataset']} in {cell}" if run["drawn"] else run["dataset"]
+        data[place].append(run["fingerprint"])
         splits[run["dataset"]][cell].append(run["split"])
     for dataset, fingerprints in data.items():
         yield from mixed(f"data of {dataset}", fingerprints)
@@ -63,12 +68,13 @@ def same_draws(records: Q) -> Iterator[str]:
     for record in records:
         args = record["args"]
         if args is not last:  # a run's records share them
-            own = runs[tuple(str(args[name]) for name in names)]
+            cell = tuple(str(args[name]) for name in names)
+            own = runs[(*cell, drawn(args))]
             if not any(not differences(args, other) for other in own):
                 own.append(args)
             last = args
     texts = []
-    for (dataset, algorithm, test_envs, trial, draw), own in runs.items():
+    for (dataset, algorithm, test_envs, trial, draw, _), own in runs.items():
         if len(own) > 1:
             changes = ", ".join(differences(own[0], own[1]))
             where = f"{dataset}, {algorithm}, test environments {test_envs}"
@@ -99,6 +105,7 @@ def read_facts(folder: Path) -> dict[str, str] | None:
             "split": about["split"],
             "backbone": about.get("backbone", ""),
             **{name: about["args"][name] for name in ARGS},
+            "drawn": drawn(about["args"]),
         }
         return {name: str(value) for name, value in facts.items()}
     except (
@@ -110,6 +117,11 @@ def read_facts(folder: Path) -> dict[str, str] | None:
         RecursionError,
     ):
         return None
+
+
+def drawn(args: dict[str, Any]) -> str:
+    """Which shots a few-shot run has; "" of other runs."""
+    return "".join(f", {name} {args[name]}" for name in OF_FEW_SHOT if args.get(name))
 
 
 def mixed(name: str, values: Iterable[str]) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """Which runs of a sweep are there, which are missing, and where their logs are."""
 
+import functools
 import itertools
 import json
 import os
@@ -13,25 +14,28 @@ from markupsafe import Markup
 
 from domainbed import algorithms
 from domainbed.lib import reporting
-from domainbed.report.parts import Block, Part, Table, environment_name, table
+from domainbed.report.parts import Block, Part, Table, environment_name, plural, table
 from domainbed.runs.folder import RunFolder
 from domainbed.tables import frames
 
 RUN = ["algorithm", "test_envs", "trial_seed", "hparams_seed"]  # within a dataset
+OF_FEW_SHOT = ["shots", "classes", "source"]
+FACTS = ["dataset", "task", *RUN, *OF_FEW_SHOT]
 FILES = ("run.json", "results.jsonl", "err.txt", "failed", "heartbeat", "done")
+MORE = ["folder", "state", "error", "parameters", "device"]
 STATES = ("done", "running", "waiting", "failed", "stale", "missing")  # best first
 URGENCY = ["failed", "stale", "running", "waiting", "missing"]
 
 
 def read_runs(input_dir: Path) -> pd.DataFrame:
-    """A row per run's folder: dataset, RUN (None where unknown) and how it stands.
+    """A row per run's folder: dataset, task, RUN, OF_FEW_SHOT, and how it stands.
 
-    Columns folder, state, error, parameters and device say how.
+    Columns folder, state, error, parameters and device say how. What is not known of a
+    run, or not of its task, is None.
     """
     rows = [run_facts(f) for f in sorted(input_dir.glob("*")) if is_run(f)]
-    more = ["folder", "state", "error", "parameters", "device"]
     # As objects: seeds beside None would become floats.
-    return pd.DataFrame(rows, columns=["dataset", *RUN, *more], dtype=object)
+    return pd.DataFrame(rows, columns=[*FACTS, *MORE], dtype=object)
 
 
 def is_run(folder: Path) -> bool:
@@ -52,7 +56,7 @@ def run_facts(folder: Path) -> dict[str, Any]:
     own = RunFolder(folder)
     state = own.state
     return {
-        **{name: args.get(name) for name in ("dataset", *RUN)},
+        **{name: args.get(name) for name in FACTS},
         "test_envs": None if test_envs is None else tuple(test_envs),
         "folder": folder,
         "state": state,
@@ -87,11 +91,12 @@ def expected(runs: pd.DataFrame) -> pd.DataFrame:
     of which there is some run. Of several folders of one run the best counts.
     """
     names = frames.in_order(runs["algorithm"], algorithms.ALGORITHMS)
-    values = [names, *(sorted(runs[name].unique()) for name in RUN[1:])]
+    keys = [*RUN, *(name for name in OF_FEW_SHOT if runs[name].notna().all())]
+    values = [names, *(sorted(runs[name].unique()) for name in keys[1:])]
     places = runs["state"].map(STATES.index).sort_values(kind="stable").index
-    best = runs.loc[places].drop_duplicates(RUN)
-    grid = pd.DataFrame(itertools.product(*values), columns=RUN)
-    grid = grid.merge(best, on=RUN, how="left")
+    best = runs.loc[places].drop_duplicates(keys)
+    grid = pd.DataFrame(itertools.product(*values), columns=keys)
+    grid = grid.merge(best[[*keys, *MORE]], on=keys, how="left")
     return grid.fillna({"state": "missing", "error": ""})
 
 
@@ -99,8 +104,7 @@ def coverage_block(runs: pd.DataFrame, names: list[str], root: Path) -> Block:
     """What of a dataset is done, and a row for each run that is not."""
     grid = expected(runs)
     grid["environment"] = [
-        " + ".join(environment_name(names, env) for env in envs)
-        for envs in grid["test_envs"]
+        *map(functools.partial(tested, names), grid.to_dict("records"))
     ]
     rest = grid[grid["state"] != "done"]
     text = f"{len(grid) - len(rest):,} of {len(grid):,} expected runs are done."
@@ -114,6 +118,14 @@ def coverage_block(runs: pd.DataFrame, names: list[str], root: Path) -> Block:
         "Coverage",
         [Part(None, [f"{text} {most}"], tables=[table(counts), problems(rest, root)])],
     )
+
+
+def tested(names: list[str], run: dict[str, Any]) -> str:
+    """What the run is called in the column of test domains."""
+    if "shots" in run:
+        source = f", from {run['source']}" if run.get("source") else ""
+        return f"{plural(run['shots'], 'shot')}, {run['classes']} classes{source}"
+    return " + ".join(environment_name(names, env) for env in run["test_envs"])
 
 
 def problems(rows: pd.DataFrame, root: Path) -> Table:

@@ -160,18 +160,21 @@ def efficiency(costs: pd.DataFrame, known: list[str]) -> Figure:
             ax.set_ylabel("accuracy, %", loc="bottom")
         else:
             ax.tick_params(labelleft=False)
-    name_heights(ax, costs)
+    name_heights(ax, costs.set_index("algorithm")["accuracy"])
     return figure
 
 
-def name_heights(ax: Axes, costs: pd.DataFrame) -> None:
+def name_heights(
+    ax: Axes, heights: pd.Series, colours: dict[str, str] | None = None
+) -> None:
     """Write each method's name to the right of its height, none over another."""
     low, high = ax.get_ylim()
     pixels = ax.get_position().height * ax.figure.get_size_inches()[1] * 72
-    rows = costs.sort_values("accuracy")
-    places = spread(rows["accuracy"].to_numpy(), 14 * (high - low) / pixels)
-    for name, y, place in zip(rows["algorithm"], rows["accuracy"], places, strict=True):
-        line = {"arrowstyle": "-", "color": LIGHT["line"], "relpos": (0, 0.5)}
+    rows = heights.sort_values()
+    places = spread(rows.to_numpy(), 14 * (high - low) / pixels)
+    for (name, y), place in zip(rows.items(), places, strict=True):
+        colour = LIGHT[(colours or {}).get(name, "line")]
+        line = {"arrowstyle": "-", "color": colour, "relpos": (0, 0.5)}
         ax.annotate(
             short(name),
             xy=(1, y),
@@ -182,6 +185,39 @@ def name_heights(ax: Axes, costs: pd.DataFrame) -> None:
             annotation_clip=False,
             arrowprops=line | {"shrinkA": 1, "shrinkB": 0},
         )
+
+
+@drawn
+def over_shots(accs: pd.DataFrame, algorithms: list[str]) -> Figure:
+    """A panel per test: a method's mean accuracy over the number of shots as a line,
+    at each number a bar from its lowest trial to its highest.
+    """
+    names, shots = [*dict.fromkeys(accs["environment"])], sorted(accs["shots"].unique())
+    colours = {name: f"c{i % 10}" for i, name in enumerate(algorithms)}
+    columns = min(len(names), 2)
+    left, right = 44, left_of(algorithms) + 20
+    height = max(300 if columns == 1 else 220, 15 * len(algorithms))
+    width = WIDTH / columns - left - right
+    figure = canvas(-(-len(names) // columns) * (height + 62))
+    for k, name in enumerate(names):
+        x = left + k % columns * WIDTH / columns
+        ax = axes(figure, x, 24 + k // columns * (height + 62), width, height)
+        here = accs[accs["environment"] == name]
+        means = here.groupby(["algorithm", "shots"])["acc"].mean().unstack("algorithm")
+        for i, algorithm in enumerate(algorithms):
+            own = here[here["algorithm"] == algorithm]
+            own = 100 * own.groupby("shots")["acc"].agg(["mean", "min", "max"])
+            # Side by side, or bars would hide each other.
+            places = np.log2(own.index) + 0.05 * (i - (len(algorithms) - 1) / 2)
+            colour = LIGHT[colours[algorithm]]
+            ax.plot(places, own["mean"], color=colour, marker="o", ms=3.5, mew=0)
+            ax.vlines(places, own["min"], own["max"], color=colour, lw=1)
+        ax.set_title(short(name, 28))
+        ax.set_xticks(np.log2(shots), [str(n) for n in shots])
+        ax.set_ylim(*padded(100 * here["acc"].min(), 100 * here["acc"].max()))
+        label([ax], "shots of each class", "accuracy, %")
+        name_heights(ax, 100 * means.ffill().iloc[-1].dropna(), colours)
+    return figure
 
 
 @drawn

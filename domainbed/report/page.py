@@ -7,6 +7,7 @@ report_blocks says what to see there, assets/report.html is the page.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import pandas as pd
@@ -15,12 +16,14 @@ from domainbed import algorithms, datasets
 from domainbed.lib import reporting
 from domainbed.lib.errors import InputError
 from domainbed.lib.mixtures import facts_of, mixtures, same_draws
+from domainbed.lib.query import Q
 from domainbed.model_selection import OracleSelectionMethod, SelectionMethod
-from domainbed.report import data
+from domainbed.report import data, few_shot
 from domainbed.report.blocks import Chosen, absent, attention_block, method_blocks
 from domainbed.report.coverage import STATES, coverage_block, read_runs, unknown_runs
 from domainbed.report.parts import Block, Part, plural, summary
 from domainbed.report.svg import PALETTE
+from domainbed.tables import few_shot as tables
 from domainbed.tables import frames, protocol
 from domainbed.tables.ties import ties
 
@@ -45,11 +48,13 @@ def make_report(input_dir: Path, output: Path, methods: Methods) -> str:
             f"--input_dir {input_dir} holds no results.jsonl with records; give a "
             "sweep's output_dir."
         )
-    root, steps = output.parent, data.steps(records)
-    draws = {method: data.draws(records, method) for method in methods}
-    names = frames.in_order(present, datasets.DATASETS)
-    rows = protocol.of_rows(loaded, made)
-    sections = [(name, section(name, runs, steps, draws, rows, root)) for name in names]
+    if is_few_shot(records, runs):
+        names = frames.in_order(present, datasets.of_task("few_shot"))
+        content = of_few_shots(records, runs, names, output.parent)
+    else:
+        names = frames.in_order(present, datasets.DATASETS)
+        rows = protocol.of_rows(loaded, made)
+        content = of_domains(records, runs, names, methods, rows, output.parent)
     environment = jinja2.Environment(
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -63,12 +68,52 @@ def make_report(input_dir: Path, output: Path, methods: Methods) -> str:
             text.removeprefix("warning: ")
             for text in (*same_draws(records), *mixtures(made))
         ],
-        methods=[method.name for method in methods],
         palette=PALETTE,
-        overview=overview(draws, names, rows) if len(names) > 1 else [],
-        unknown=unknown_runs(runs, root),
-        sections=sections,
+        unknown=unknown_runs(runs, output.parent),
+        **content,
     )
+
+
+def is_few_shot(records: Q, runs: pd.DataFrame) -> bool:
+    """Whether they are all of that task; InputError if only some are."""
+    tasks = {*runs["task"].dropna()} | {r["args"].get("task", "") for r in records}
+    if "few_shot" in tasks and len(tasks) > 1:
+        raise InputError(
+            "few-shot runs stand beside others in --input_dir; give each their own."
+        )
+    return "few_shot" in tasks
+
+
+def of_few_shots(
+    records: Q, runs: pd.DataFrame, names: list[str], root: Path
+) -> dict[str, Any]:
+    """What a page of few-shot runs has of its own."""
+    chosen = {m: tables.accuracies(records, m) for m in tables.METHODS}
+    sections = [(name, few_shot.section(name, chosen, runs, root)) for name in names]
+    return {
+        "methods": [method.name for method in chosen],
+        "overview": few_shot.overview(chosen),
+        "sections": sections,
+    }
+
+
+def of_domains(
+    records: Q,
+    runs: pd.DataFrame,
+    names: list[str],
+    methods: Methods,
+    rows: protocol.Rows,
+    root: Path,
+) -> dict[str, Any]:
+    """What a page of runs on domains has of its own."""
+    steps = data.steps(records)
+    draws = {method: data.draws(records, method) for method in methods}
+    sections = [(name, section(name, runs, steps, draws, rows, root)) for name in names]
+    return {
+        "methods": [method.name for method in methods],
+        "overview": overview(draws, names, rows) if len(names) > 1 else [],
+        "sections": sections,
+    }
 
 
 def section(

@@ -37,7 +37,7 @@ SELECTIONS = {
     "auto_lr": model_selection.IIDAutoLRAccuracySelectionMethod,
     "last_epoch": model_selection.LastEpochSelectionMethod,
 }
-OF_FEW_SHOTS = ("last_epoch", "iid")  # the protocol's first
+OF_FEW_SHOTS = [n for n, method in SELECTIONS.items() if method in few_shot.METHODS]
 SELECTION_METHODS = tuple(SELECTIONS[n] for n in ("iid", "leave_one_out", "oracle"))
 OF_A_SPLIT = ("holdout_fraction", "output_dir")  # what --auto_lr merges over
 Methods = tuple[type[model_selection.SelectionMethod], ...]
@@ -236,11 +236,11 @@ def few_shot_tables(records: Q, args: argparse.Namespace) -> str:
         raise InputError(
             "few-shot runs stand beside others in --input_dir; give each their own."
         )
-    (method,) = selection_methods(args.selection or OF_FEW_SHOTS[0])
-    if method not in [SELECTIONS[name] for name in OF_FEW_SHOTS]:
+    (method,) = selection_methods(args.selection or few_shot.METHODS[0].name)
+    if method not in few_shot.METHODS:
         raise InputError(
-            f"few-shot runs are chosen by {' or '.join(OF_FEW_SHOTS)} (on the "
-            f"validation shots), not by {args.selection}."
+            f"few-shot runs are chosen by {' or '.join(OF_FEW_SHOTS)}, not by "
+            f"{args.selection}."
         )
     if args.format == "paper":
         raise InputError(

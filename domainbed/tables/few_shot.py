@@ -13,7 +13,12 @@ import pandas as pd
 from domainbed import algorithms, datasets
 from domainbed.datasets_few_shot import names_of_targets, names_of_tests
 from domainbed.lib.query import Q
-from domainbed.model_selection import SelectionMethod, environments
+from domainbed.model_selection import (
+    IIDAccuracySelectionMethod,
+    LastEpochSelectionMethod,
+    SelectionMethod,
+    environments,
+)
 from domainbed.tables.frames import (
     AVERAGE,
     AVERAGES,
@@ -28,6 +33,7 @@ from domainbed.tables.protocol import AS_PUBLISHED, REMARK
 from domainbed.tables.published import of_block
 
 BLOCK = ["classes", "shots", "drawn_from", "transfer_to"]  # what tells tables apart
+METHODS = (LastEpochSelectionMethod, IIDAccuracySelectionMethod)  # the protocol's first
 PARTS = ("mean", "err", "n")  # of a wide form
 H, OF_TARGETS = "H", "Avg of targets"
 HALVES = BASE, NEW = "base", "new"
@@ -51,7 +57,8 @@ class Table(NamedTuple):
     @property
     def title(self) -> str:
         source = self.block["drawn_from"]
-        about = "{shots} shots, {classes} classes".format(**self.block)
+        shots = "shot" if self.block["shots"] == 1 else "shots"
+        about = f"{self.block['shots']} {shots}, {self.block['classes']} classes"
         return f"{self.dataset}, {about}" + (f", from {source}" if source else "")
 
 
@@ -63,6 +70,12 @@ def row_of(record: dict[str, Any]) -> str:
     """The label of the record's row."""
     marked = record["hparams"].get("as_published", False)
     return record["args"]["algorithm"] + (AS_PUBLISHED if marked else "")
+
+
+def in_table_order(labels: Iterable[str]) -> list[str]:
+    """Each label of a row once."""
+    names, marks = algorithms.ALGORITHMS, ("", AS_PUBLISHED)
+    return in_order(labels, [name + mark for name in names for mark in marks])
 
 
 def about(accs: pd.DataFrame) -> list[str]:
@@ -87,11 +100,9 @@ def accuracies(records: Q, method: type[SelectionMethod]) -> pd.DataFrame:
                 rows.append((*block, dataset, label, env, name, kind, trial, acc))
     columns = ["dataset", "algorithm", "test_env", "environment", "kind", "trial_seed"]
     frame = pd.DataFrame(rows, columns=[*BLOCK, *columns, "acc"])
-    marks = ("", AS_PUBLISHED)
-    labels = [name + mark for name in algorithms.ALGORITHMS for mark in marks]
     places = {
         "dataset": in_order(frame["dataset"], datasets.of_task("few_shot")),
-        "algorithm": in_order(frame["algorithm"], labels),
+        "algorithm": in_table_order(frame["algorithm"]),
     }
     return frame.sort_values(
         [*BLOCK, *places, "test_env", "trial_seed"],
@@ -175,10 +186,10 @@ def dataset_form(accs: pd.DataFrame, rows: list[tuple]) -> pd.DataFrame:
 def over_tests(accs: pd.DataFrame) -> pd.DataFrame:
     """Each trial's means over the tests of a kind, as tests of their own.
 
-    A trial that lacks one has none. Beside targets the own test is not averaged.
+    A trial that lacks one has none. Beside targets the own tests are not averaged.
     """
     needed = accs.groupby("kind")["environment"].nunique()
-    left_out = {k for k in needed.index if OVER[k] in {*accs["environment"]}}
+    left_out = {kind for kind in needed.index if needed[kind] == 1}
     left_out |= {TEST} if TARGET in needed else set()
     cells = accs.groupby(["dataset", "algorithm", "kind", "trial_seed"], sort=False)
     rows = [
