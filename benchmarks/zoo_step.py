@@ -15,9 +15,10 @@ import warnings
 import torch
 from common import DEVICE, medians, options, report
 
-from domainbed.algorithms import ORDER, Algorithm, Minibatches, get_algorithm_class
+from domainbed.algorithms import Algorithm, Minibatches, get_algorithm_class
 from domainbed.hparams_registry import default_hparams
 from domainbed.lib.errors import InputError
+from domainbed.names import ORDER
 
 ZOO = ORDER[: ORDER.index("URM") + 1]
 SHAPES = {"images": (1, 28, 28), "vectors": (512,)}

@@ -17,33 +17,15 @@ from domainbed import networks
 from domainbed.backbones import Kind, default_clip
 from domainbed.lib import state
 from domainbed.lib.errors import InputError
-from domainbed.lib.registry import Registry
+from domainbed.names import REGISTRY
 
 Minibatches = list[tuple[torch.Tensor, torch.Tensor]]
 Draw = Callable[[np.random.RandomState], Any]
 HparamRows = dict[str, tuple[Any, Draw | None]]
 
 Objective = tuple[torch.Tensor, dict[str, torch.Tensor | float]]
-
-# The order of ALGORITHMS and so of every table: upstream's, then this project's.
-ORDER = tuple(
-    """
-    ERM ERMPlusPlus Fish IRM GroupDRO Mixup MLDG CORAL MMD DANN CDANN MTL SagNet ARM
-    VREx RSC SD ANDMask SANDMask IGA SelfReg Fishr TRM IB_ERM IB_IRM CAD CondCAD
-    Transfer CausIRL_CORAL CausIRL_MMD EQRM RDM ADRMX URM
-
-    DeiT HViT
-    ZeroShotCLIP ZeroShotCLIPName LinearProbeCLIP LFA DPLCLIP QLoRACLIP QLoRALFA
-    Head2ToeLinear Head2Toe VQT ARC ARC_att MAM UniPT SHERL LST HST BatchFormerCLIP
-    CLIPAdapter CoOp CoCoOp MaPLe LFAonCLIPAdapter LFAonCoOp LFAonMaPLe
-    TipAdapter TipAdapterF TaskRes LPPlusPlus CLAP GDA ProLIP
-    LinearERM FineTuneCLIP MIRO T3A
-    """.split()  # noqa: SIM905
-)
-
 SMALL_IMAGES = ("Debug28", "RotatedMNIST", "ColoredMNIST")  # rows differ on these
 
-REGISTRY = Registry("algorithm", ORDER)
 register = REGISTRY.register
 
 

@@ -87,7 +87,8 @@ class OnPromptedTexts(StackedLFA):
 class LFAonCLIPAdapter(StackedLFA):
     """LFA whose pooled image vector goes through a trained CLIP-Adapter."""
 
-    BASE, AFTER = CLIPAdapter, ("CLIPAdapter",)
+    BASE = CLIPAdapter
+    AFTER = ("CLIPAdapter",)
     adapt = CLIPAdapter.adapt
 
 
@@ -95,7 +96,8 @@ class LFAonCLIPAdapter(StackedLFA):
 class LFAonCoOp(OnPromptedTexts):
     """LFA on the texts of a trained CoOp's prompts."""
 
-    BASE, AFTER = CoOp, ("CoOp",)
+    BASE = CoOp
+    AFTER = ("CoOp",)
     n_tokens, text_layers = CoOp.n_tokens, CoOp.text_layers
 
 
@@ -103,7 +105,8 @@ class LFAonCoOp(OnPromptedTexts):
 class LFAonMaPLe(OnPromptedTexts):
     """LFA on both towers of a trained MaPLe."""
 
-    BASE, AFTER, TAKES_FEATURES = MaPLe, ("MaPLe",), False
+    BASE, TAKES_FEATURES = MaPLe, False
+    AFTER = ("MaPLe",)
     features, text_layers = MaPLe.features, MaPLe.text_layers
     prompts_at, coupled = MaPLe.prompts_at, MaPLe.coupled
 

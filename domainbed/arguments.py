@@ -1,15 +1,18 @@
 """What the arguments of a run mean: hyperparameters, counts, environments."""
 
+from __future__ import annotations
+
 import argparse
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from domainbed import hparams_registry
-from domainbed.algorithms import HparamRows
-from domainbed.features.vectors import INPUTS
 from domainbed.lib import misc
-from domainbed.lib.errors import InputError, UnknownNameError, check_at_least
+from domainbed.lib.errors import InputError, check_at_least
 from domainbed.lib.pictures import plain
+
+if TYPE_CHECKING:
+    from domainbed.algorithms import HparamRows
 
 
 def resolve_hparams(
@@ -25,13 +28,6 @@ def resolve_hparams(
         seed = misc.seed_hash(args.hparams_seed, args.trial_seed)
         hparams = hparams_registry.random_hparams(*what, seed, of_task)
     return hparams | given
-
-
-def check_input(what: Any) -> str:
-    """The value of the hparam `input`; InputError if it is not one that there is."""
-    if what not in INPUTS:
-        raise UnknownNameError("value of the hyperparameter input:", what, INPUTS)
-    return what
 
 
 def check_numbers(args: argparse.Namespace) -> None:

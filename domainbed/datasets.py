@@ -4,39 +4,35 @@
 `root/<FOLDER>/<environment>/<class>/<image>`, environments and classes in sorted order.
 A class registered here, in `datasets_<family>.py` or in an installed package's
 entry-point group `domainbed.datasets` is in DATASETS.
+
+A card is known without torch, which takes seconds: who makes environments imports it.
 """
+
+from __future__ import annotations
 
 import copy
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch.utils.data import Dataset, TensorDataset
-from torchvision import transforms
-from torchvision.datasets import MNIST, ImageFolder
-from torchvision.transforms.functional import (
-    InterpolationMode,
-    rotate,
-    to_pil_image,
-    to_tensor,
-)
-
-from domainbed.backbones import IMAGENET_MEAN, IMAGENET_STD, clip_transform
 from domainbed.lib.errors import InputError
 from domainbed.lib.layout import all_classes, check_classes, check_pictures, in_order
 from domainbed.lib.pictures import pictures, read_image, same, subfolders, unreadable
 from domainbed.lib.registry import Registry
 
+if TYPE_CHECKING:
+    import torch
+    from torch.utils.data import Dataset, TensorDataset
+
 ANY_FOLDER = "ImageFolder:"
 REGISTRY = Registry("dataset")
 register = REGISTRY.register
 # Datasets that are made of what stands behind a prefix, a path.
-MADE: dict[str, Callable[[Path], type["MultipleDomainDataset"]]] = {}
+MADE: dict[str, Callable[[Path], type[MultipleDomainDataset]]] = {}
 
 
-def get_dataset_class(name: str) -> type["MultipleDomainDataset"]:
+def get_dataset_class(name: str) -> type[MultipleDomainDataset]:
     """The dataset of that name; NotImplementedError if there is none.
 
     `ImageFolder:PATH` is the folder PATH/<environment>/<class>/<image>, `Manifest:FILE`
@@ -115,6 +111,9 @@ class Debug(MultipleDomainDataset):
     ENVIRONMENTS = ("0", "1", "2")
 
     def __init__(self, root, test_envs, hparams):
+        import torch
+        from torch.utils.data import TensorDataset
+
         self.input_shape = self.INPUT_SHAPE
         self.num_classes = 2
         self.datasets = [
@@ -144,6 +143,9 @@ class MNISTEnvironments(MultipleDomainDataset):
     """
 
     def __init__(self, root, test_envs, hparams):
+        import torch
+        from torchvision.datasets import MNIST
+
         if root is None:
             raise InputError(f"{type(self).__name__} needs --data_dir, MNIST's folder.")
         try:
@@ -184,6 +186,9 @@ class ColoredMNIST(MNISTEnvironments):
     FLIPPED = (0.1, 0.2, 0.9)  # how many colours disagree with the label
 
     def environment(self, images, labels, i):
+        import torch
+        from torch.utils.data import TensorDataset
+
         labels = (labels < 5) ^ (torch.rand(len(labels)) < 0.25)
         green = labels ^ (torch.rand(len(labels)) < self.FLIPPED[i])
         channels = torch.stack([~green, green], 1)[:, :, None, None]
@@ -202,61 +207,55 @@ class RotatedMNIST(MNISTEnvironments):
     num_classes = 10
 
     def environment(self, images, labels, i):
+        import torch
+        from torch.utils.data import TensorDataset
+        from torchvision.transforms import functional as F
+
         # Of pictures, not tensors: Pillow rounds to whole grey levels, as upstream.
-        angle, bilinear = float(self.ENVIRONMENTS[i]), InterpolationMode.BILINEAR
-        turned = (rotate(to_pil_image(image), angle, bilinear) for image in images)
-        return TensorDataset(
-            torch.stack([to_tensor(image) for image in turned]), labels
-        )
+        angle, bilinear = float(self.ENVIRONMENTS[i]), F.InterpolationMode.BILINEAR
+        turned = (F.rotate(F.to_pil_image(image), angle, bilinear) for image in images)
+        return TensorDataset(torch.stack([*map(F.to_tensor, turned)]), labels)
 
 
-class ImageEnvironment(ImageFolder):
+class ImageEnvironment:
     """One domain: `folder/<class>/<image>` -> (transform(image), label)."""
 
-    def __init__(self, folder: Path, classes: list[str]):
-        self.class_list = classes
-        super().__init__(str(folder), loader=read_image, allow_empty=True)
+    transform: Callable[[Any], torch.Tensor] | None = None  # set by the dataset
 
-    def make_dataset(self, directory, class_to_idx, *args, **kwargs):
-        folders = {same(name): name for name in subfolders(Path(directory))}
+    def __init__(self, folder: Path, classes: list[str]):
+        self.root, self.classes = str(folder), classes
+        self.samples = self.find_samples()
+        self.targets = [label for _, label in self.samples]
+
+    def find_samples(self) -> list[tuple[str, int]]:
+        """The path and the label of each image."""
+        folders = {same(name): name for name in subfolders(Path(self.root))}
         return [
             (path, label)
-            for name, label in class_to_idx.items()
+            for label, name in enumerate(self.classes)
             if same(name) in folders
-            for path in pictures(os.path.join(directory, folders[same(name)]))
+            for path in pictures(os.path.join(self.root, folders[same(name)]))
         ]
 
     def siblings(self) -> list[str]:
         """All pictures of the dataset, this domain's and the others'."""
         return pictures(Path(self.root).parent)
 
+    def __len__(self) -> int:
+        return len(self.samples)
+
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        path, label = self.samples[index]
         try:
-            return super().__getitem__(index)
+            return self.transform(read_image(path)), label
         except InputError as error:
-            others = set(unreadable(self.siblings())) - {self.samples[index][0]}
+            others = set(unreadable(self.siblings())) - {path}
             if not others:
                 raise
             raise InputError(
                 f"{error}; nor can {len(others)} more be read: "
                 f"{', '.join(sorted(others)[:20])}; replace or remove them."
             ) from error
-
-    def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
-        index = {name: label for label, name in enumerate(self.class_list)}
-        return self.class_list, index
-
-
-RESIZE = transforms.Resize((224, 224))
-CROP = transforms.RandomResizedCrop(224, scale=(0.7, 1.0))
-CHANGE = (
-    transforms.RandomHorizontalFlip(),
-    transforms.ColorJitter(0.3, 0.3, 0.3, 0.3),
-    transforms.RandomGrayscale(),
-)
-NORMALIZE = (transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD))
-EVALUATE = transforms.Compose([RESIZE, *NORMALIZE])
-AUGMENT = transforms.Compose([CROP, *CHANGE, *NORMALIZE])
 
 
 class ImageDataset(MultipleDomainDataset):
@@ -267,7 +266,7 @@ class ImageDataset(MultipleDomainDataset):
     """
 
     INPUT_SHAPE = (3, 224, 224)
-    AUGMENTATION = AUGMENT
+    AUGMENTATION = "AUGMENT"  # a name in lib.transforms
 
     def set_environments(
         self,
@@ -276,16 +275,16 @@ class ImageDataset(MultipleDomainDataset):
         hparams: dict[str, Any],
     ) -> None:
         """Take the environments; those that train are augmented if hparams say so."""
+        from domainbed.backbones import clip_transform
+        from domainbed.lib import transforms
+
         self.datasets, self.input_shape = environments, self.INPUT_SHAPE
-        self.evaluate = EVALUATE
-        train = self.AUGMENTATION if hparams["data_augmentation"] else EVALUATE
+        self.evaluate = train = transforms.EVALUATE
+        if hparams["data_augmentation"]:
+            train = getattr(transforms, self.AUGMENTATION)
         if hparams.get("clip_transform"):  # only CLIP algorithms declare it
             train = self.evaluate = clip_transform(hparams["clip_backbone"])
-            size = next(
-                step.size[0]
-                for step in train.transforms
-                if isinstance(step, transforms.CenterCrop)
-            )
+            size = transforms.size_of(train)
             self.input_shape = (3, size, size)
         for i, environment in enumerate(environments):
             environment.transform = self.evaluate if i in test_envs else train

@@ -3,21 +3,24 @@
 The file's layout is `lib/feature_file.py`'s; `features export` writes one.
 """
 
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch.utils.data import Dataset
 
-from domainbed.backbones import FEATURES, TOWERS
-from domainbed.backbones.file_tower import FileTower
 from domainbed.datasets import MADE, MultipleDomainDataset
 from domainbed.lib.errors import InputError
 from domainbed.lib.feature_file import FeatureFile, read
 
+if TYPE_CHECKING:
+    import torch
 
-class FeatureEnvironment(Dataset):
+PREFIX = "Features:"  # FEATURES of the backbones, whose import takes torch
+
+
+class FeatureEnvironment:
     """The items of one domain: (z (L, D) in float32, label)."""
 
     def __init__(self, z: np.ndarray, targets: list[int]):
@@ -27,6 +30,8 @@ class FeatureEnvironment(Dataset):
         return len(self.z)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        import torch
+
         return torch.tensor(self.z[index]).float(), self.targets[index]
 
 
@@ -69,7 +74,7 @@ def features(path: Path) -> type[FeaturesDataset]:
     facts: dict[str, Any] = {"FILE": file, "ENVIRONMENTS": tuple(file.domain_names)}
     steps = {"N_STEPS": file.n_steps, "CHECKPOINT_FREQ": file.checkpoint_freq}
     facts |= {name: n for name, n in steps.items() if n}
-    return type(f"{FEATURES}{path}", (FeaturesDataset,), facts)
+    return type(f"{PREFIX}{path}", (FeaturesDataset,), facts)
 
 
-MADE[FEATURES], TOWERS[FEATURES] = features, FileTower
+MADE[PREFIX] = features

@@ -13,11 +13,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from torchvision import transforms
-from torchvision.transforms.functional import InterpolationMode
-
-from domainbed.backbones import clip_transform
 from domainbed.datasets import (
     ImageDataset,
     ImageEnvironment,
@@ -179,8 +174,8 @@ class ListedEnvironment(ImageEnvironment):
     def siblings(self):
         return [path for path, _ in self.samples]
 
-    def make_dataset(self, directory, class_to_idx, *args, **kwargs):
-        return [(os.path.join(directory, path), label) for path, label in self.items]
+    def find_samples(self):
+        return [(os.path.join(self.root, path), label) for path, label in self.items]
 
 
 class Views(ListedEnvironment):
@@ -195,6 +190,8 @@ class Views(ListedEnvironment):
         super().__init__(folder, items * views, classes)
 
     def __getitem__(self, index):
+        import torch
+
         seed = seed_hash("view", index // self.n, self.items[index][0])
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
@@ -214,6 +211,8 @@ class Shots(ImageDataset):
     views: Views | None = None
 
     def __init__(self, dataset_class: type, args: Any, hparams: dict[str, Any]):
+        from domainbed.lib.transforms import crops
+
         self.N_WORKERS = dataset_class.N_WORKERS
         lists = dataset_class.few_shot_lists(args.data_dir, args.source)
         if not lists.train:
@@ -251,9 +250,9 @@ class Shots(ImageDataset):
         self.set_environments(environments, [], hparams)
         if hparams.get("views"):
             self.views = Views(lists.folder, train, self.class_names, hparams["views"])
-            self.views.transform = crops_of(hparams["clip_backbone"])
+            self.views.transform = crops(self.evaluate)
         elif hparams.get("augment") and hparams.get("clip_transform"):
-            environments[0].transform = crops_of(hparams["clip_backbone"])
+            environments[0].transform = crops(self.evaluate)
 
 
 def take(items: list[Item], k: int, generator: random.Random) -> list[Item]:
@@ -311,22 +310,6 @@ def targets(name: str, root: str | None) -> list[ListedEnvironment]:
         )
         for test, items in lists.tests.items()
     ]
-
-
-def crops_of(clip: str) -> transforms.Compose:
-    """The released augmentation: crops of 8 to 100 % and flips, as that CLIP sees."""
-    *_, to_tensor, normalize = clip_transform(clip).transforms
-    size = next(
-        step.size
-        for step in clip_transform(clip).transforms
-        if isinstance(step, transforms.CenterCrop)
-    )
-    crop = transforms.RandomResizedCrop(
-        size, scale=(0.08, 1.0), interpolation=InterpolationMode.BICUBIC
-    )
-    return transforms.Compose(
-        [crop, transforms.RandomHorizontalFlip(), to_tensor, normalize]
-    )
 
 
 def check_images(environments: list[ListedEnvironment]) -> None:

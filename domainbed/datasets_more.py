@@ -1,29 +1,24 @@
 """Upstream's other datasets: two of WILDS, six of Spawrious."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from PIL import Image
-from torch.utils.data import Dataset
-from torchvision.transforms import Compose
 
-from domainbed.datasets import (
-    CHANGE,
-    CROP,
-    NORMALIZE,
-    RESIZE,
-    ImageDataset,
-    register,
-)
+from domainbed.datasets import ImageDataset, register
 from domainbed.lib.errors import InputError
 from domainbed.lib.optional import require
 from domainbed.lib.pictures import pictures, read_image, subfolders
 
+if TYPE_CHECKING:
+    import torch
 
-class Items(Dataset):
+
+class Items:
     """(transform(image), label) of items that `load(item)` reads as PIL images."""
 
     def __init__(self, items: list[Any], targets: list[int], load: Callable):
@@ -53,7 +48,7 @@ class WILDSDataset(ImageDataset):
     MODULE: str
     NAME: str
     FIELD: str
-    AUGMENTATION = Compose([RESIZE, CROP, *CHANGE, *NORMALIZE])
+    AUGMENTATION = "AUGMENT_RESIZED"
 
     def __init__(self, root, test_envs, hparams):
         source = getattr(require(f"wilds.datasets.{self.MODULE}", "wilds"), self.NAME)
@@ -67,7 +62,7 @@ class WILDSDataset(ImageDataset):
         field = data.metadata_array[:, data.metadata_fields.index(self.FIELD)]
         environments = []
         for value in sorted(set(field.tolist())):
-            indices = torch.nonzero(field == value)[:, 0].tolist()
+            indices = (field == value).nonzero()[:, 0].tolist()
             labels = data.y_array[indices].tolist()
             environments.append(Items(indices, labels, partial(wilds_image, data)))
         self.num_classes = data.n_classes
@@ -106,7 +101,7 @@ class Spawrious(ImageDataset):
     class_names = ["bulldog", "corgi", "dachshund", "labrador"]
     num_classes = 4
     BREEDS = ("bulldog", "dachshund", "labrador", "corgi")
-    AUGMENTATION = Compose([RESIZE, *CHANGE, *NORMALIZE])
+    AUGMENTATION = "AUGMENT_UNCROPPED"
     TOTAL = 3168  # images of each breed in a training environment
     PLACES: tuple[str, ...]  # of each breed when training
     TEST_PLACES: tuple[str, ...]

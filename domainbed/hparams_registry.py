@@ -4,17 +4,21 @@ A row is a default and a random draw. Each draw has a generator of its own, seed
 the row's name, so a new row never changes another's draw.
 """
 
+from __future__ import annotations
+
 import json
 import math
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from domainbed.algorithms import SMALL_IMAGES, Draw, HparamRows, get_algorithm_class
 from domainbed.lib import misc
 from domainbed.lib.errors import InputError, did_you_mean
 from domainbed.lib.texts import read_text
+
+if TYPE_CHECKING:
+    from domainbed.algorithms import Draw, HparamRows
 
 ALSO = {"pretrained": str, "prompt": list}  # a path, several templates
 PYTHONS = {"True": True, "False": False, "None": None}  # JSON's true, false, null
@@ -32,6 +36,8 @@ BOUNDS = {
 
 def common_rows(dataset: str) -> HparamRows:
     """DomainBed's rows: name -> (default, draw); a draw of None is the default."""
+    from domainbed.algorithms import SMALL_IMAGES
+
     dropout = (0.0, lambda r: r.choice([0.0, 0.1, 0.5]))
     rows: HparamRows = {
         "data_augmentation": (True, None),
@@ -65,6 +71,8 @@ def common_rows(dataset: str) -> HparamRows:
 
 def hparam_rows(algorithm: str, dataset: str) -> HparamRows:
     """All rows of an algorithm on a dataset; its own go before the common ones."""
+    from domainbed.algorithms import get_algorithm_class  # which takes torch
+
     return common_rows(dataset) | get_algorithm_class(algorithm).hparam_rows(dataset)
 
 

@@ -1,24 +1,28 @@
 """What differs between tasks: splits and their roles, batches, steps, learning rate.
 
-A task is an object of these few methods; nothing else asks which task it is.
+A task is an object of these few methods; nothing else asks which task it is. Who only
+asks for names and checks arguments, as a sweep does, needs no torch.
 """
+
+from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-
-from domainbed.algorithms import HparamRows, Minibatches, get_algorithm_class
 from domainbed.arguments import environment_numbers
 from domainbed.datasets import MultipleDomainDataset, get_dataset_class
 from domainbed.datasets_few_shot import Shots
 from domainbed.lib import misc
 from domainbed.lib.errors import InputError, UnknownNameError
-from domainbed.lib.fast_data_loader import EpochLoader
 from domainbed.lib.shots import batches_per_epoch, cosine, rate, scores
 
-Batches = Iterator[tuple[Minibatches, list[torch.Tensor] | None]]
+if TYPE_CHECKING:
+    import torch
+
+    from domainbed.algorithms import Algorithm, HparamRows, Minibatches
+
+    Batches = Iterator[tuple[Minibatches, list[torch.Tensor] | None]]
 
 
 class Split(NamedTuple):
@@ -176,7 +180,7 @@ class FewShot(DomainGeneralization):
 
     def hparam_rows(self, args):
         dataset_class = class_for(args.dataset, args.task)
-        algorithm_class = get_algorithm_class(args.algorithm)
+        algorithm_class = algorithm_for(args.algorithm)
         own = algorithm_class.hparam_rows(args.dataset)
         rows = {"prompt": dataset_class.TEMPLATE, "augment": dataset_class.AUGMENT}
         rows["views"] = 0
@@ -189,7 +193,7 @@ class FewShot(DomainGeneralization):
         check_views(args.algorithm, hparams)
         dataset = Shots(class_for(args.dataset, args.task), args, hparams)
         args.test_envs = [*range(1, len(dataset))]
-        fixed = get_algorithm_class(args.algorithm).FIXED_CLASSES
+        fixed = algorithm_for(args.algorithm).FIXED_CLASSES
         for environment in dataset:
             if fixed and environment.classes != dataset.class_names:
                 raise InputError(
@@ -209,6 +213,8 @@ class FewShot(DomainGeneralization):
         return splits
 
     def batches(self, run, first=0):
+        from domainbed.lib.fast_data_loader import EpochLoader
+
         loader = EpochLoader(
             run.items(run.splits[0], to_train=True),
             run.hparams["batch_size"],
@@ -260,7 +266,7 @@ class FewShot(DomainGeneralization):
 
 def check_views(algorithm: str, hparams: dict[str, Any]) -> None:
     """InputError if the method does not train on what a frozen tower makes of them."""
-    frozen = get_algorithm_class(algorithm).TAKES_FEATURES and hparams["clip_transform"]
+    frozen = algorithm_for(algorithm).TAKES_FEATURES and hparams["clip_transform"]
     reads = frozen or hparams.get("input", "images") != "images"
     if hparams["views"] and not reads:
         raise InputError(
@@ -279,6 +285,13 @@ def class_for(dataset: str, task: str) -> type[MultipleDomainDataset]:
             f"{' and '.join(dataset_class.TASKS)}."
         )
     return dataset_class
+
+
+def algorithm_for(name: str) -> type[Algorithm]:
+    """The algorithm of that name."""
+    from domainbed.algorithms import get_algorithm_class
+
+    return get_algorithm_class(name)
 
 
 # What arguments of few-shot runs alone are, if nobody says so.

@@ -21,14 +21,10 @@ import numpy as np
 import torch
 
 from domainbed import algorithms
-from domainbed.arguments import (
-    check_input,
-    check_numbers,
-    resolve_hparams,
-)
+from domainbed.arguments import check_numbers, resolve_hparams
 from domainbed.datasets import MADE
 from domainbed.evaluation import RunEvaluation
-from domainbed.features.vectors import vector_size
+from domainbed.features.vectors import check_input, vector_size
 from domainbed.lib import misc, progress
 from domainbed.lib.schedules import set_learning_rate
 from domainbed.runs import layer_attention, predictions, provenance

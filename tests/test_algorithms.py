@@ -8,11 +8,12 @@ import torch
 from domainbed import algorithms, datasets, hparams_registry
 from domainbed.lib.errors import UnknownNameError
 from domainbed.lib.registry import Registry
+from domainbed.names import ORDER, REGISTRY, runs_after
 
 pytestmark = pytest.mark.filterwarnings("ignore:no class names")
 
 # Upstream's own have tests/test_zoo.py.
-UPSTREAM = algorithms.ORDER[1 : algorithms.ORDER.index("URM") + 1]
+UPSTREAM = ORDER[1 : ORDER.index("URM") + 1]
 OWN = [name for name in algorithms.ALGORITHMS if name not in UPSTREAM]
 
 
@@ -149,12 +150,29 @@ def test_classes_are_attributes_of_the_module():
 def test_the_order_is_said_in_one_place():
     """Upstream's first, then this project's; a name that ORDER lacks stands last."""
     names = algorithms.ALGORITHMS
-    assert names == [name for name in algorithms.ORDER if name in names]
+    assert names == [name for name in ORDER if name in names]
     own = Registry("algorithm", ("B", "A"))
     for name in ("C", "A", "B"):
         own.register(type(name, (), {}))
     own.load()
     assert own.names == ["B", "A", "C"]
+
+
+def test_what_the_sources_say_of_each_class_is_so():
+    """Launchers and tables ask no class: to import one takes torch."""
+    classes = REGISTRY.known()
+    assert Registry("algorithm", ORDER).known() == classes
+    assert [*classes] == algorithms.ALGORITHMS
+    assert runs_after("CLIP_QLoRA_LFA") == algorithms.QLoRALFA.AFTER != ()
+    with pytest.raises(UnknownNameError, match="Did you mean 'LFA'"):
+        Registry("algorithm").find("lfa")
+
+
+def test_a_registry_with_classes_at_hand_asks_them():
+    own = Registry("algorithm")
+    own.register(type("Mine", (), {"ALIASES": ("M",), "AFTER": ("ERM",)}))
+    assert own.known() == {"Mine": {"ALIASES": ("M",), "AFTER": ("ERM",)}}
+    assert own.find("M")["AFTER"] == ("ERM",)
 
 
 def test_facts_are_told_apart_from_hyperparameters():

@@ -7,6 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import helpers
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -75,13 +78,52 @@ def test_the_wheel_is_enough_to_sweep_and_report(tmp_path):
     assert [*site.glob("domainbed/sweeps/published/clip_vit_b16.csv")]
 
 
-LIGHT = ("domainbed", "domainbed.command_launchers", "domainbed.launchers.slurm")
-LIGHT += ("domainbed.launchers.pool", "domainbed.runs.folder")
-LIGHT += ("domainbed.lib.reporting", "domainbed.model_selection")
+# What needs no torch, which takes seconds and most of the memory.
+SWEEP = ["--datasets", "EmojiDG", "--algorithms", "LFA", "QLoRALFA", "QLoRACLIP"]
+SWEEP += ["--n_trials", "1", "--output_dir", "out", "--data_dir", "data"]
+LIGHT = {
+    "domainbed.command_launchers": [],
+    "domainbed.launchers.slurm": [],  # a Slurm task must be quick
+    "domainbed.runs.folder": [],
+    "domainbed.lib.reporting": [],
+    "domainbed.scripts.sweep": [
+        ["status", *SWEEP],
+        ["launch", *SWEEP, "--command_launcher", "dummy", "--skip_confirmation"],
+        ["delete_incomplete", *SWEEP, "--skip_confirmation"],
+    ],
+    "domainbed.scripts.collect_results": [
+        ["--input_dir", "sample", "--format", f] for f in ("text", "csv")
+    ],
+}
+WITHOUT_TORCH = """
+import importlib, json, sys
+module = importlib.import_module(sys.argv[1])
+for argv in json.loads(sys.argv[2]):
+    module.main(argv)
+heavy = {"torch", "torchvision", "timm", "transformers"}
+assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()
+"""
 
 
-def test_what_launches_and_looks_needs_no_torch():
-    """It takes seconds and most of the memory, and a Slurm task must be quick."""
-    code = f"import sys, {', '.join(LIGHT)}; print('torch' in sys.modules)"
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert ended.stdout == "False\n", ended.stderr
+@pytest.mark.parametrize("module", LIGHT)
+def test_what_launches_and_looks_needs_no_torch(module, tmp_path):
+    helpers.unpacked_sweep("sweep_single", tmp_path / "sample")
+    command = [sys.executable, "-c", WITHOUT_TORCH, module, json.dumps(LIGHT[module])]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_algorithms_are_asked_by_another_process(tmp_path):
+    """What only they know is refused before anything is launched, and costs nothing."""
+    flags = ["launch", *SWEEP, "--command_launcher", "local", "--hparams", "lR=1"]
+    code = (
+        "import sys; from domainbed.scripts import sweep\n"
+        f"try: sweep.main({flags})\n"
+        "finally: assert 'torch' not in sys.modules"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert ended.returncode == 2, ended.stderr
+    assert "has no hyperparameter 'lR'. Did you mean 'lr'?" in ended.stderr
+    assert not (tmp_path / "out").exists()

@@ -16,9 +16,10 @@ from domainbed import (
     hparams_registry,
 )
 from domainbed.lib.errors import InputError
+from domainbed.names import ORDER
 
 pytestmark = pytest.mark.filterwarnings("ignore:SANDMask trains nothing")
-ZOO = [n for n in algorithms.ORDER[:34] if n in algorithms.ALGORITHMS]
+ZOO = [n for n in ORDER[:34] if n in algorithms.ALGORITHMS]
 SHAPES = {"images": (2, 28, 28), "vectors": (10,)}
 CASES = [
     (name, *case)

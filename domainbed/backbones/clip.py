@@ -12,6 +12,7 @@ in no_grad: frozen weights and plain images make no graph.
 import copy
 import functools
 import hashlib
+import importlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ from torchvision.transforms.functional import InterpolationMode, resize
 
 from domainbed.backbones.weights import read_state
 from domainbed.lib.errors import InputError, UnknownNameError
+from domainbed.lib.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 with warnings.catch_warnings():  # clip imports pkg_resources, which says it is ageing
     warnings.simplefilter("ignore")
@@ -47,7 +49,6 @@ EMOJI_CLIP = Path(__file__).parents[1] / "assets" / "emoji_clip.pt"
 FEATURES = "Features:"  # before a file's name: what a CLIP has made, see `file_tower`
 CLASS_TOKENS = "all"  # the kind's name in the feature store
 DOWNLOADS = Path.home() / ".cache" / "clip"  # where OpenAI's code puts its files
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Kind(NamedTuple):
@@ -312,10 +313,6 @@ def image_blocks(
         yield tokens
 
 
-# Backbones that are made of what stands behind a prefix, by their whole name.
-TOWERS: dict[str, Callable[[str], CLIPBackbone]] = {}
-
-
 @functools.lru_cache(maxsize=1)
 def read_clip(name: str) -> tuple[CLIP, Compose]:
     """OpenAI's model and its transform, read once for the dataset and the algorithm.
@@ -402,11 +399,10 @@ def default_clip(dataset: str) -> str:
 def load_clip(name: str) -> CLIPBackbone:
     """A frozen copy of the CLIP that `name` means: `emoji`, OpenAI's name or a path.
 
-    Of `Features:FILE` it is what that file knows of one, where datasets are loaded.
+    Of `Features:FILE` it is what that file knows of one.
     """
-    for prefix, make in TOWERS.items():
-        if name.startswith(prefix):
-            return make(name)
+    if name.startswith(FEATURES):  # not among what an export copies
+        return importlib.import_module("domainbed.backbones.file_tower").FileTower(name)
     model, preprocess = read_clip(name)
     return CLIPBackbone(copy.deepcopy(model), preprocess)
 

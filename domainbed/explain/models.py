@@ -15,6 +15,7 @@ from domainbed.backbones import clip_transform
 from domainbed.features.store import default_feature_dir, open_features
 from domainbed.hparams_registry import default_hparams
 from domainbed.lib.errors import InputError
+from domainbed.lib.transforms import EVALUATE
 from domainbed.runs.folder import RunFolder
 from domainbed.training import load_algorithm
 
@@ -77,7 +78,7 @@ class Model:
 
     def read(self, image: Image.Image) -> torch.Tensor:
         """What the algorithm takes of any picture: x (1, ...)."""
-        transform = datasets.EVALUATE
+        transform = EVALUATE
         if self.hparams["clip_transform"]:
             transform = clip_transform(self.hparams["clip_backbone"])
         x = self.to_device(transform(image)[None])

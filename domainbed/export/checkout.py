@@ -27,6 +27,7 @@ COPIED = (
     "lib/cuda_graph.py",
     "lib/errors.py",
     "lib/optional.py",
+    "lib/transforms.py",
     "assets/emoji_clip.pt",
 )
 OWN_FOLDERS = ("assets", "backbones")  # made by an export, and emptied with it

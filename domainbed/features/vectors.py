@@ -9,14 +9,23 @@ the feature store holds:
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch.utils.data import Dataset
 
 from domainbed.backbones import CLIPBackbone
 from domainbed.features.store import StoredFeatures
+from domainbed.lib.errors import UnknownNameError
 
 INPUTS = ("images", "features", "layers")
+
+
+def check_input(what: Any) -> str:
+    """The value of the hparam `input`; InputError if it is not one that there is."""
+    if what not in INPUTS:
+        raise UnknownNameError("value of the hyperparameter input:", what, INPUTS)
+    return what
 
 
 def vector_size(backbone: CLIPBackbone, what: str) -> int:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from domainbed.lib.errors import InputError
 
+# torchvision's IMG_EXTENSIONS; it would take seconds to import.
+ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 # What file systems, archives and file managers leave beside the data.
 LITTER = ("@eadir", "#recycle", "$recycle.bin", "lost+found")
 LITTER += ("system volume information", "thumbs.db", "desktop.ini")
@@ -24,7 +25,7 @@ def is_litter(name: str) -> bool:
 
 def is_picture(name: str) -> bool:
     """Whether a file is a picture, by its ending, as for torchvision's ImageFolder."""
-    return name.lower().endswith(IMG_EXTENSIONS) and not is_litter(name)
+    return name.lower().endswith(ENDINGS) and not is_litter(name)
 
 
 def subfolders(folder: Path) -> list[str]:

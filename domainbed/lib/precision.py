@@ -1,9 +1,13 @@
 """In what precision a tower computes."""
 
+from __future__ import annotations
+
 import contextlib
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 PRECISIONS = ("float32", "tf32", "bfloat16")
 
@@ -15,6 +19,8 @@ def computed_in(precision: str, device: torch.device | str) -> Iterator[None]:
     tf32 rounds their factors on GPUs that have it and changes nothing elsewhere;
     bfloat16 is autocast: https://pytorch.org/docs/stable/amp.html
     """
+    import torch
+
     if precision == "bfloat16":
         with torch.autocast(torch.device(device).type, torch.bfloat16):
             yield

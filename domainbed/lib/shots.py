@@ -10,8 +10,6 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from statistics import fmean
 
-import torch
-
 from domainbed.lib.misc import seed_hash
 
 WARM_UP_RATE = 1e-5  # of the first epoch
@@ -51,6 +49,8 @@ def epoch_batches(
 
     What is left of it makes a batch only if there is no whole one.
     """
+    import torch
+
     generator = torch.Generator().manual_seed(seed_hash(seed, "epoch", epoch))
     order = torch.randperm(n, generator=generator).tolist()
     size = batch_size or n

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from domainbed import algorithms
 from domainbed.model_selection import OracleSelectionMethod, SelectionMethod
+from domainbed.names import algorithm_names
 from domainbed.report import data, figures
 from domainbed.report.parts import (
     Block,
@@ -58,7 +58,7 @@ class Chosen(NamedTuple):
 
     @property
     def algorithms(self) -> list[str]:
-        return frames.in_order(self.draws["algorithm"], algorithms.ALGORITHMS)
+        return frames.in_order(self.draws["algorithm"], algorithm_names())
 
     @property
     def accuracies(self) -> pd.DataFrame:
@@ -211,7 +211,7 @@ def sensitivity_part(own: Chosen) -> Part | None:
     correlations = data.rank_correlations(draws)
     strength = correlations.abs().groupby("hparam").max()
     hparams = [*strength.sort_values(ascending=False).index[:MOST_HPARAMS]]
-    rows = frames.in_order(draws["algorithm"], algorithms.ALGORITHMS)
+    rows = frames.in_order(draws["algorithm"], algorithm_names())
     numbers = draws.assign(value=draws["value"].map(value_text))
     numbers = numbers.pivot_table(
         index=["algorithm", "trial_seed", "hparams_seed", "val", "test"],

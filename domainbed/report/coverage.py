@@ -12,8 +12,8 @@ from urllib.parse import quote
 import pandas as pd
 from markupsafe import Markup
 
-from domainbed import algorithms
 from domainbed.lib import reporting
+from domainbed.names import algorithm_names
 from domainbed.report.parts import Block, Part, Table, environment_name, plural, table
 from domainbed.runs.folder import RunFolder
 from domainbed.tables import frames
@@ -90,7 +90,7 @@ def expected(runs: pd.DataFrame) -> pd.DataFrame:
     Expected is every combination of the algorithms, test environments, trials and draws
     of which there is some run. Of several folders of one run the best counts.
     """
-    names = frames.in_order(runs["algorithm"], algorithms.ALGORITHMS)
+    names = frames.in_order(runs["algorithm"], algorithm_names())
     keys = [*RUN, *(name for name in OF_FEW_SHOT if runs[name].notna().all())]
     values = [names, *(sorted(runs[name].unique()) for name in keys[1:])]
     places = runs["state"].map(STATES.index).sort_values(kind="stable").index

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from domainbed import algorithms
 from domainbed.lib import reporting
 from domainbed.lib.query import Q
 from domainbed.model_selection import SelectionMethod, environments, get_test_records
+from domainbed.names import algorithm_names
 from domainbed.report.coverage import read_json
 from domainbed.report.parts import environment_name
 from domainbed.tables import frames
@@ -82,7 +82,7 @@ def accuracies(draws: pd.DataFrame) -> pd.DataFrame:
 
 def wide(means: pd.DataFrame, columns: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """mean and err of a long frame, algorithms x environments, in the tables' order."""
-    rows = frames.in_order(means["algorithm"], algorithms.ALGORITHMS)
+    rows = frames.in_order(means["algorithm"], algorithm_names())
     form = means.pivot(index="algorithm", columns="environment", values=["mean", "err"])
     mean, err = (form[name].reindex(rows, columns=columns) for name in ("mean", "err"))
     return mean, err

@@ -12,12 +12,13 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from domainbed import algorithms, datasets
+from domainbed import datasets
 from domainbed.lib import reporting
 from domainbed.lib.errors import InputError
 from domainbed.lib.mixtures import facts_of, mixtures, same_draws
 from domainbed.lib.query import Q
 from domainbed.model_selection import OracleSelectionMethod, SelectionMethod
+from domainbed.names import algorithm_names
 from domainbed.report import data, few_shot
 from domainbed.report.blocks import Chosen, absent, attention_block, method_blocks
 from domainbed.report.coverage import STATES, coverage_block, read_runs, unknown_runs
@@ -134,7 +135,7 @@ def section(
     numbered = [f"env{env}" for env in range(last + 1)]
     names = [*frames.environments(dataset)] or numbered
     oracle = own(draws[OracleSelectionMethod])
-    methods = frames.in_order(rows.get(dataset, ()), algorithms.ALGORITHMS)
+    methods = frames.in_order(rows.get(dataset, ()), algorithm_names())
     apart = protocol.apart(rows, [dataset], methods)
     options = [
         Chosen(method, own(frame), oracle, steps, runs, names, apart)

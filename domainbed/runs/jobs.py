@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from domainbed import algorithms, datasets
+from domainbed import datasets
 from domainbed.lib import misc
+from domainbed.names import runs_after
 from domainbed.runs.folder import RunFolder
 
 
@@ -124,11 +125,7 @@ class Job:
 def stages(jobs: list[Job]) -> list[list[Job]]:
     """The jobs that build on no other, then those that do."""
     names = {job.train_args.get("algorithm") for job in jobs} - {None}
-    waiting = {
-        name
-        for name in names
-        if not names.isdisjoint(algorithms.get_algorithm_class(name).AFTER)
-    }
+    waiting = {name for name in names if not names.isdisjoint(runs_after(name))}
     first = [job for job in jobs if job.train_args.get("algorithm") not in waiting]
     second = [job for job in jobs if job.train_args.get("algorithm") in waiting]
     return [first, second] if second else [first]

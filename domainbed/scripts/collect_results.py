@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from domainbed import algorithms, datasets, model_selection
+from domainbed import datasets, model_selection
 from domainbed.lib import misc, reporting, shipped
 from domainbed.lib.errors import InputError, UnknownNameError, exits_on_input_error
 from domainbed.lib.mixtures import facts_of, mixtures, same_draws
@@ -21,6 +21,7 @@ from domainbed.lib.progress import add_quiet
 from domainbed.lib.query import Q
 from domainbed.lib.reporting import printable
 from domainbed.model_selection import environments as keys_of
+from domainbed.names import algorithm_names
 from domainbed.tables import few_shot, formats, frames, paper, protocol, published
 from domainbed.tables.few_shot_text import print_few_shot_tables
 from domainbed.tables.paper import escape
@@ -302,7 +303,7 @@ def framed_tables(
     }
     if form in ("csv", "json"):
         return getattr(formats, form)(pd.concat([*longs.values(), theirs]))
-    names = frames.in_order(records.select("args.algorithm"), algorithms.ALGORITHMS)
+    names = frames.in_order(records.select("args.algorithm"), algorithm_names())
     tables = {
         method: with_ties(
             frames.wide_forms(pd.concat([long, below(theirs, method)]), names),

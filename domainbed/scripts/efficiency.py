@@ -10,9 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from domainbed import algorithms, datasets, hparams_registry
+from domainbed import algorithms, datasets, flags, hparams_registry
 from domainbed.arguments import environment_numbers, resolve_hparams
 from domainbed.lib import misc
+from domainbed.lib.children import in_child
 from domainbed.lib.errors import (
     InputError,
     check_at_least,
@@ -23,7 +24,7 @@ from domainbed.lib.paths import user_path
 from domainbed.lib.progress import add_quiet
 from domainbed.runs import provenance
 from domainbed.scripts import train
-from domainbed.tables.costs import SOURCES, extract, in_child, measure
+from domainbed.tables.costs import SOURCES, extract, measure
 
 # The paper's batch; and what QLoRALFA's first stage has learnt changes no cost.
 HPARAMS = {"batch_size": 32, "qlora_run": "none"}
@@ -37,7 +38,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add(
         "--data_dir", type=user_path, help="the folder that holds the datasets' folders"
     )
-    add("--hparams", nargs="+", help=f"{train.HPARAMS_HELP}; for those that have them")
+    add("--hparams", nargs="+", help=f"{flags.HPARAMS_HELP}; for those that have them")
     add("--steps", type=int, default=300, help="of training; default: 300")
     add("--test_envs", nargs="+", default=[0], help="by number or by name")
     add("--num_workers", type=int, help="processes that load images; default: by cores")

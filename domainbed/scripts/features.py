@@ -21,6 +21,7 @@ from domainbed.features.entries import (
 )
 from domainbed.features.sharing import TEMPLATES, share
 from domainbed.features.store import default_feature_dir, describe
+from domainbed.flags import HPARAMS_HELP
 from domainbed.hparams_registry import as_json
 from domainbed.lib import feature_file
 from domainbed.lib.errors import InputError, check_at_least, exits_on_input_error
@@ -63,7 +64,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         )
         if name in ("build", "verify", "export"):
             add("--dataset", required=name != "verify")
-            add("--hparams", nargs="+", help=train.HPARAMS_HELP)
+            add("--hparams", nargs="+", help=HPARAMS_HELP)
             add("--allow_missing_classes", action="store_true")
             add("--strict_fingerprint", action="store_true", help="as of train")
         if name in ("build", "verify"):

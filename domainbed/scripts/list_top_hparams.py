@@ -2,12 +2,13 @@
 
 import argparse
 
-from domainbed import algorithms, datasets
+from domainbed import datasets
 from domainbed.lib import reporting
 from domainbed.lib.errors import exits_on_input_error
 from domainbed.lib.paths import user_path
 from domainbed.lib.progress import add_quiet
 from domainbed.lib.query import Q
+from domainbed.names import REGISTRY
 from domainbed.scripts.collect_results import SELECTION_METHODS, read_sweep
 
 
@@ -36,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.dataset not in records.select("args.dataset"):
         datasets.get_dataset_class(args.dataset)
     if args.algorithm not in records.select("args.algorithm"):
-        algorithms.get_algorithm_class(args.algorithm)
+        REGISTRY.find(args.algorithm)
     if not args.quiet:
         print("Total records:", len(records))
     wanted = (args.dataset, args.algorithm, args.test_env)

@@ -8,29 +8,29 @@ file, one flag with its values on a line; `#` begins a comment. `@quickstart` an
 """
 
 import argparse
+import itertools
 import shlex
 import sys
 from collections import Counter
 
-from domainbed import algorithms, command_launchers, datasets, hparams_registry
+from domainbed import command_launchers, datasets, flags, hparams_registry
 from domainbed.arguments import check_numbers
-from domainbed.autolr import check_algorithm
 from domainbed.launchers import slurm
 from domainbed.lib import shipped
+from domainbed.lib.children import in_child
 from domainbed.lib.errors import InputError, check_at_least, exits_on_input_error
 from domainbed.lib.identity import DECISIVE
 from domainbed.lib.paths import user_path
 from domainbed.lib.progress import JobsProgress, add_quiet, coloured, silenced
+from domainbed.names import REGISTRY, algorithm_names
 from domainbed.runs.folder import STATES
 from domainbed.runs.jobs import Job, make_args_list, make_few_shot_args_list, stages
-from domainbed.scripts import train
-from domainbed.scripts.train import HPARAMS_HELP, run_flags
 from domainbed.tasks import TASKS, class_for, get_task
 
 # Launchers that return when their jobs have ended.
 WAITED_FOR = ("local", "multi_gpu", "pool")
 # What each job is given of these, if it is given.
-RUN_FLAGS = tuple(vars(run_flags().parse_args([])))
+RUN_FLAGS = tuple(vars(flags.run_flags().parse_args([])))
 # In the names of folders; the store holds what a run computes without it, but rounded.
 DIGESTED = {*DECISIVE} - {"no_feature_store"}
 # States of runs that another launch goes on with.
@@ -85,10 +85,10 @@ def with_files(words: list[str]) -> list[str]:
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    flags = run_flags()
-    flags.set_defaults(**dict.fromkeys(RUN_FLAGS))  # passed on only when given
+    of_runs = flags.run_flags()
+    of_runs.set_defaults(**dict.fromkeys(RUN_FLAGS))  # passed on only when given
     parser = ArgumentParser(
-        prog="sweep", description=__doc__, fromfile_prefix_chars="@", parents=[flags]
+        prog="sweep", description=__doc__, fromfile_prefix_chars="@", parents=[of_runs]
     )
     add = parser.add_argument
     add("command", choices=["launch", "status", "delete_incomplete"])
@@ -110,7 +110,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     add("--retry", action="store_true", help="go on with failed and interrupted jobs")
     add("--steps", type=int)
-    add("--hparams", nargs="+", help=HPARAMS_HELP)
+    add("--hparams", nargs="+", help=flags.HPARAMS_HELP)
     add("--holdout_fraction", type=float, default=0.2)
     add("--single_test_envs", action="store_true")
     add("--shots", nargs="+", type=int, help="few_shot: K of each class, one or more")
@@ -125,7 +125,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         known = datasets.of_task(args.task)
         args.datasets = [n for n in known if not n.startswith("Debug")]
     if args.algorithms is None:
-        args.algorithms = list(algorithms.ALGORITHMS)
+        args.algorithms = algorithm_names()
     return args
 
 
@@ -136,26 +136,48 @@ def check(args: argparse.Namespace) -> None:
             f"--seed {args.seed} would change nothing: a job's seed is made from its "
             "dataset, algorithm, test environments, draw and trial."
         )
-    hparams = hparams_registry.parse_hparams(args.hparams)
-    few_shot = args.task == "few_shot"
+    hparams_registry.parse_hparams(args.hparams)
     check_few_shot(args)
     for dataset in args.datasets:
         environments = len(class_for(dataset, args.task).ENVIRONMENTS)
-        if environments < 2 and not few_shot:
+        if environments < 2 and args.task != "few_shot":
             raise InputError(
                 f"{dataset} has a single environment; none is left to train on."
             )
-        for algorithm in args.algorithms:
-            run = {"dataset": dataset, "algorithm": algorithm, "task": args.task}
-            run["shots"] = args.shots and args.shots[0]
-            rows = get_task(args.task).hparam_rows(argparse.Namespace(**run))
-            hparams_registry.check_hparams(algorithm, dataset, hparams, rows)
-            if args.auto_lr:
-                check_algorithm(algorithm)
+    for algorithm in args.algorithms:
+        REGISTRY.find(algorithm)
     check_at_least(args, n_trials=1, n_hparams_from=0, n_hparams=1)
     check_at_least(args, jobs=1, jobs_per_task=1)
     if args.command != "status" and not args.dry_run:
         check_confirmation(args)
+
+
+def check_algorithms(args: argparse.Namespace) -> None:
+    """InputError for hyperparameters and a rate search that an algorithm lacks.
+
+    Only the algorithms know, and to import them takes seconds and memory that a
+    launcher keeps while its jobs run: a process of its own does.
+    """
+    if not args.hparams and not args.auto_lr:
+        return
+    if "torch" in sys.modules:
+        ask_algorithms(args)
+    elif answer := in_child(ask_algorithms, args):
+        raise InputError(answer["error"])
+
+
+def ask_algorithms(args: argparse.Namespace) -> None:
+    """The same, asked here."""
+    from domainbed.autolr import check_algorithm
+
+    hparams = hparams_registry.parse_hparams(args.hparams)
+    for dataset, algorithm in itertools.product(args.datasets, args.algorithms):
+        run = {"dataset": dataset, "algorithm": algorithm, "task": args.task}
+        run["shots"] = args.shots and args.shots[0]
+        rows = get_task(args.task).hparam_rows(argparse.Namespace(**run))
+        hparams_registry.check_hparams(algorithm, dataset, hparams, rows)
+        if args.auto_lr:
+            check_algorithm(algorithm)
 
 
 def check_few_shot(args: argparse.Namespace) -> None:
@@ -209,7 +231,7 @@ def jobs_of(args: argparse.Namespace) -> list[Job]:
 def check_run(job: Job) -> None:
     """InputError for what no run of the sweep could take."""
     words = [w for w in shlex.split(job.command_str)[3:] if w != "--auto_lr"]
-    args = train.parse_args(words)
+    args = flags.parse_args(words)
     check_numbers(args)
     get_task(args.task).check(args)
 
@@ -249,6 +271,8 @@ def main(argv: list[str] | None = None) -> None:
     jobs = jobs_of(args)
     for job in jobs[:1]:  # they have these in common
         check_run(job)
+    if launcher:
+        check_algorithms(args)
     if args.command == "status":
         print_status(jobs)
         return

@@ -14,88 +14,20 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from domainbed import training
-from domainbed.hparams_registry import as_json
+from domainbed import flags, training
 from domainbed.lib.claim import TakenError
 from domainbed.lib.errors import DISK_ERRORS, InputError, exits_on_input_error
 from domainbed.lib.misc import Tee
-from domainbed.lib.paths import user_path
-from domainbed.lib.precision import PRECISIONS
-from domainbed.lib.progress import add_quiet, silenced
+from domainbed.lib.progress import silenced
 from domainbed.runs import provenance
 from domainbed.runs.folder import RunFolder
 from domainbed.runs.records import OtherRunError
-from domainbed.tasks import TASKS
 
 MakeRun = Callable[[argparse.Namespace], training.Run]
-EVAL_HELP = (
-    "chosen: at a checkpoint only what training-domain validation and the oracle need; "
-    "leave-one-domain-out needs all"
-)
-HPARAMS_HELP = "overrides: a JSON object, @FILE with one, or name=value ..."
-
-
-def run_flags() -> argparse.ArgumentParser:
-    """What a sweep takes, too, and passes on to each of its runs."""
-    parser = argparse.ArgumentParser(add_help=False)
-    add = parser.add_argument
-    add("--checkpoint_freq", type=int, help="steps between evaluations")
-    add("--uda_holdout_fraction", type=float, default=0)
-    add("--num_workers", type=int, help="processes that load images; default: by cores")
-    add(
-        "--allow_missing_classes",
-        action="store_true",
-        help="environments may lack a class that others have",
-    )
-    add(
-        "--feature_dir",
-        type=user_path,
-        help="stored layer features; default: DATA_DIR/features",
-    )
-    add("--no_feature_store", action="store_true", help="compute features every time")
-    add(
-        "--strict_fingerprint",
-        action="store_true",
-        help="know images by their content, not by their size and time of change",
-    )
-    add("--precision", default="float32", choices=PRECISIONS, help="of the towers")
-    add("--eval", default="all", choices=["all", "chosen"], help=EVAL_HELP)
-    add("--no_tensorboard", action="store_true", help="write no curves")
-    add("--no_predictions", action="store_true", help="store no answers to images")
-    add("--no_resume", action="store_true", help="start over, forget what is there")
-    add("--skip_model_save", action="store_true")
-    add("--save_model_every_checkpoint", action="store_true")
-    return parser
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="train", description=__doc__, parents=[run_flags()]
-    )
-    add = parser.add_argument
-    add(
-        "--data_dir", type=user_path, help="the folder that holds the datasets' folders"
-    )
-    add("--dataset", default="RotatedMNIST")
-    add("--algorithm", default="ERM")
-    add("--task", default="domain_generalization", choices=[*TASKS])
-    add("--hparams", nargs="+", help=HPARAMS_HELP)
-    add("--hparams_seed", type=int, default=0, help="0: defaults, else a random draw")
-    add("--trial_seed", type=int, default=0, help="seeds the splits")
-    add("--seed", type=int, default=0, help="seeds everything else")
-    add("--steps", type=int, help="default: the dataset's")
-    add("--test_envs", nargs="+", default=[0], help="by number or by name")
-    few_shot = {"default": argparse.SUPPRESS}  # these arguments are of that task alone
-    add("--shots", type=int, help="few_shot: K of each class", **few_shot)
-    add("--classes", choices=["all", "base"], help="few_shot: that train", **few_shot)
-    add("--source", help="few_shot: the domain of the shots", **few_shot)
-    add("--transfer_to", nargs="+", help="few_shot: further datasets", **few_shot)
-    add("--output_dir", type=user_path, default="train_output")
-    add("--holdout_fraction", type=float, default=0.2)
-    add_quiet(parser)
-    args = parser.parse_args(argv)
-    args.hparams = as_json(args.hparams)
-    return args
+    return flags.parse_args(argv, __doc__)
 
 
 @contextlib.contextmanager

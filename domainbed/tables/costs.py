@@ -1,58 +1,22 @@
 """What a run costs: trainable parameters, peak memory, seconds.
 
 A process has one peak of memory, so every measurement has a process of its own, by
-`in_child`. It prepares a run as `domainbed.scripts.train` does.
+`lib.children`. It prepares a run as `domainbed.scripts.train` does.
 """
 
 import argparse
-import multiprocessing
 import os
 import platform
 import time
-import traceback
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from domainbed import training
-from domainbed.lib import misc
-from domainbed.lib.errors import InputError
 
 SOURCES = {"images": "from images", "store": "from the store"}  # of what a run reads
-
-
-def in_child(function: Callable, *args: Any) -> Any:
-    """What the function returns in a new process, or {"error": a sentence}.
-
-    Linux counts the peak memory of this process into that of the new one, so this one
-    should load no more than the function will.
-    """
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(
-        1, spawn, initializer=misc.start_processes_as_usual
-    ) as pool:
-        try:
-            return pool.submit(caught, function, *args).result()
-        except BrokenProcessPool:
-            return {
-                "error": "its process ended early, perhaps killed for want of memory"
-            }
-
-
-def caught(function: Callable, *args: Any) -> Any:
-    """What the function returns, or {"error": a sentence} for what it raises."""
-    try:
-        return function(*args)
-    except InputError as error:
-        sentence = str(error)
-    except Exception as error:
-        traceback.print_exc()
-        sentence = f"{type(error).__name__}: {error}"
-    return {"error": " ".join(sentence.split())}
 
 
 def extract(args: argparse.Namespace) -> float | None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from domainbed import algorithms, datasets
+from domainbed import datasets
 from domainbed.datasets_few_shot import names_of_targets, names_of_tests
 from domainbed.lib.query import Q
 from domainbed.model_selection import (
@@ -19,6 +19,7 @@ from domainbed.model_selection import (
     SelectionMethod,
     environments,
 )
+from domainbed.names import algorithm_names
 from domainbed.tables.frames import (
     AVERAGE,
     AVERAGES,
@@ -74,7 +75,7 @@ def row_of(record: dict[str, Any]) -> str:
 
 def in_table_order(labels: Iterable[str]) -> list[str]:
     """Each label of a row once."""
-    names, marks = algorithms.ALGORITHMS, ("", AS_PUBLISHED)
+    names, marks = algorithm_names(), ("", AS_PUBLISHED)
     return in_order(labels, [name + mark for name in names for mark in marks])
 
 

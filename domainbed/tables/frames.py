@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from domainbed import algorithms, datasets, model_selection
+from domainbed import datasets, model_selection
 from domainbed.lib import reporting
 from domainbed.lib.query import Q
 from domainbed.model_selection import SelectionMethod
+from domainbed.names import algorithm_names
 
 AVERAGE = "Avg"  # of a dataset's environments, and of all datasets
 AVERAGES = "Averages"  # the table by dataset
@@ -148,7 +149,7 @@ def _in_table_order(frame: pd.DataFrame) -> pd.DataFrame:
     """Sorted by dataset and algorithm as tables are, else in the order it has."""
     places = {
         "dataset": in_order(frame["dataset"], datasets.DATASETS),
-        "algorithm": in_order(frame["algorithm"], algorithms.ALGORITHMS),
+        "algorithm": in_order(frame["algorithm"], algorithm_names()),
     }
     return frame.sort_values(
         [*places],

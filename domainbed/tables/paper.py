@@ -2,7 +2,6 @@
 
 import pandas as pd
 
-from domainbed import algorithms
 from domainbed.lib.errors import InputError
 from domainbed.lib.reporting import printable
 from domainbed.model_selection import SelectionMethod
@@ -44,8 +43,10 @@ def group_of(source: str, algorithm: str) -> str:
     """The heading a row stands under: how much of CLIP its method changes."""
     if source != MEASURED:
         return PUBLISHED
+    from domainbed.algorithms import get_algorithm_class  # other tables need no torch
+
     try:
-        cls = algorithms.get_algorithm_class(algorithm)
+        cls = get_algorithm_class(algorithm)
     except InputError:
         return OTHERS
     if cls.MAX_STEPS == 1:

@@ -13,9 +13,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from domainbed import datasets, hparams_registry
+from domainbed import datasets
 from domainbed.lib import misc
-from domainbed.lib.errors import InputError
+from domainbed.lib.identity import parsed
 from domainbed.lib.query import Q
 from domainbed.tables.frames import headings
 
@@ -164,19 +164,10 @@ def start_of(hparams: dict[str, Any]) -> str:
 
 
 def given_prompt(record: dict[str, Any]) -> str:
-    """The run's template if it is not its method's default, else ""."""
-    prompt, args = record["hparams"].get("prompt"), record["args"]
-    own = own_prompt(args["algorithm"], args["dataset"])
-    return "" if prompt is None or prompt == own else str(prompt)
-
-
-@functools.lru_cache
-def own_prompt(algorithm: str, dataset: str) -> Any:
-    """The default of the hyperparameter, None of a method that is not here."""
-    try:
-        return hparams_registry.default_hparams(algorithm, dataset).get("prompt")
-    except InputError:
-        return None
+    """The run's template if --hparams gave it, else ""."""
+    given = parsed(record["args"].get("hparams"))
+    named = isinstance(given, dict) and "prompt" in given
+    return str(record["hparams"].get("prompt", "")) if named else ""
 
 
 def apart(rows: Rows, dataset_names: list[str], names: list[str]) -> Apart:

@@ -5,10 +5,11 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
-from domainbed import algorithms, datasets, model_selection
+from domainbed import datasets, model_selection
 from domainbed.lib import reporting
 from domainbed.lib.query import Q
 from domainbed.lib.reporting import printable
+from domainbed.names import algorithm_names
 from domainbed.tables.frames import (
     AVERAGE,
     environments,
@@ -150,7 +151,7 @@ def print_results_tables(
     accs = groups.map(
         lambda group: {**group, "acc": method.sweep_acc(group["records"])}
     ).filter(lambda group: group["acc"] is not None)
-    names = in_order(groups.select("algorithm"), algorithms.ALGORITHMS)
+    names = in_order(groups.select("algorithm"), algorithm_names())
     present = in_order(groups.select("dataset"), datasets.DATASETS)
     found = {name: environments(name, records) for name in present}
     dataset_names = [name for name in present if found[name]]

@@ -10,6 +10,7 @@ from clip.model import CLIP
 from domainbed import backbones
 from domainbed.backbones.conversion import to_transformers
 from domainbed.lib.errors import InputError
+from domainbed.lib.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 PROMPTS = ["a photo of a dog", "house", "a very long description of a sea animal"]
 
@@ -133,8 +134,8 @@ def test_sizes_are_read_from_the_checkpoint(tmp_path):
 
 @pytest.mark.parametrize("channels", [1, 2, 3])
 def test_images_for_imagenet_become_images_for_clip(emoji, channels):
-    mean = torch.tensor(backbones.IMAGENET_MEAN)[:, None, None]
-    std = torch.tensor(backbones.IMAGENET_STD)[:, None, None]
+    mean = torch.tensor(IMAGENET_MEAN)[:, None, None]
+    std = torch.tensor(IMAGENET_STD)[:, None, None]
     flat = (torch.full((1, 3, 10, 10), 0.25) - mean) / std
     x = emoji.from_imagenet(flat[:, :channels])
     assert x.shape == (1, 3, 48, 48)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from domainbed import hparams_registry
+from domainbed import algorithms, hparams_registry
 from domainbed.export import checkout
 from domainbed.lib.errors import InputError
 from domainbed.scripts import collect_results
@@ -228,7 +228,7 @@ def test_every_algorithm_learns_there_with_the_hparams_of_here(fork):
             for seed in (0, 5)
         ]
         here += [hparams_registry.default_hparams(name, d) for d in ("Debug28", "PACS")]
-        rows = hparams_registry.get_algorithm_class(name).hparam_rows("PACS")
+        rows = algorithms.get_algorithm_class(name).hparam_rows("PACS")
         own = set(rows) - {"feature_dtype"}
         for there, values in zip(hparams_of[name], here, strict=True):
             expected = {row: values[row] for row in own} | {"clip_transform": False}
@@ -249,4 +249,4 @@ def test_class_names_of_another_number_are_refused():
     hparams = hparams_registry.default_hparams("LFA", "Debug28")
     hparams["class_names"] = ["dog", "house"]
     with pytest.raises(InputError, match=r"has 2 names; there are 3 classes\."):
-        hparams_registry.get_algorithm_class("LFA")((3, 28, 28), 3, 2, hparams)
+        algorithms.get_algorithm_class("LFA")((3, 28, 28), 3, 2, hparams)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from domainbed import datasets, inputs, training
+from domainbed import inputs, training
 from domainbed.algorithms import get_algorithm_class
 from domainbed.backbones import load_clip
 from domainbed.features import store
@@ -17,6 +17,7 @@ from domainbed.features.store import StoredFeatures, describe, open_features
 from domainbed.hparams_registry import default_hparams
 from domainbed.lib.errors import InputError
 from domainbed.lib.fast_data_loader import FastDataLoader, InfiniteDataLoader
+from domainbed.lib.transforms import EVALUATE
 from domainbed.scripts import train
 
 
@@ -76,7 +77,7 @@ def test_whatever_changes_gives_a_new_entry(photos, backbone, tmp_path):
     assert stored() == 1
     os.utime(photos.samples[3][0], (1, 1))  # a file's time
     assert stored() == 2
-    photos.transform = datasets.EVALUATE  # another transform, and too large an image
+    photos.transform = EVALUATE  # another transform, and too large an image
     photos.transform.transforms[0].size = (48, 48)
     assert stored() == 3
     open_features(photos, backbone, tmp_path, "float32")
@@ -88,7 +89,7 @@ def test_whatever_changes_gives_a_new_entry(photos, backbone, tmp_path):
     assert len(list(tmp_path.glob("*/z.npy"))) == 5
     facts = [json.loads(path.read_text()) for path in tmp_path.glob("*/facts.json")]
     assert {f["backbone"] for f in facts} == {backbone.fingerprint, other.fingerprint}
-    datasets.EVALUATE.transforms[0].size = (224, 224)
+    EVALUATE.transforms[0].size = (224, 224)
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 from PIL import Image
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from domainbed.lib.errors import InputError
-from domainbed.lib.pictures import pictures, plain, read_image, subfolders
+from domainbed.lib.pictures import ENDINGS, pictures, plain, read_image, subfolders
 from domainbed.lib.texts import read_text
 
 
@@ -22,6 +23,10 @@ def test_litter_is_no_picture_at_any_depth(tmp_path):
         (tmp_path / name).touch()
     assert names(tmp_path) == ["a.PNG", "b.jpg", "deep/c.webp", "deep/er/d.tiff"]
     assert subfolders(tmp_path) == ["deep"]
+
+
+def test_pictures_end_as_torchvision_has_it():
+    assert ENDINGS == IMG_EXTENSIONS
 
 
 def test_no_folder_is_read_twice(tmp_path):

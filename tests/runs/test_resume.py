@@ -14,9 +14,10 @@ import torch
 from helpers import SMALL, command, lines
 
 from domainbed import algorithms, training
-from domainbed.algorithms import ALGORITHMS, ORDER
+from domainbed.algorithms import ALGORITHMS
 from domainbed.backbones import read_clip
 from domainbed.lib import misc
+from domainbed.names import ORDER
 from domainbed.runs import provenance
 from domainbed.runs.folder import RunFolder
 from domainbed.runs.records import RunRecords

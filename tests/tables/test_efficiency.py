@@ -9,9 +9,9 @@ import torch
 
 from domainbed.algorithms_lfa import LFA
 from domainbed.backbones import load_clip
+from domainbed.lib.children import caught, in_child
 from domainbed.lib.errors import InputError
 from domainbed.scripts.efficiency import main
-from domainbed.tables import costs
 from domainbed.tables.costs import SOURCES
 from domainbed.tables.efficiency import COLUMNS
 
@@ -23,7 +23,7 @@ def here(monkeypatch):
 
     def in_child(function, args):
         calls.append((function.__name__, args.algorithm, args.no_feature_store))
-        return costs.caught(function, args)
+        return caught(function, args)
 
     monkeypatch.setattr("domainbed.scripts.efficiency.in_child", in_child)
     return calls
@@ -189,4 +189,4 @@ def test_a_real_process_measures_and_names_the_machine(report_of):
 
 
 def test_a_process_that_is_killed_is_an_error():
-    assert "killed" in costs.in_child(os._exit, 1)["error"]
+    assert "killed" in in_child(os._exit, 1)["error"]

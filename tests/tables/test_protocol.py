@@ -1,5 +1,6 @@
 """Rows of other protocols are neither ranked nor told apart, and it is said why."""
 
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -16,8 +17,14 @@ RESNET = {"resnet18": False, "resnet50_augmix": False}
 DATA = {"fingerprint": "d1", "split": "s1", "backbone": ""}
 
 
-def run(algorithm, hparams=ON_CLIP, facts=DATA, dataset="PACS", **args):
-    """A run as `load_runs` has it, with what run.json says; None: there is none."""
+def run(algorithm, hparams=ON_CLIP, facts=DATA, dataset="PACS", given=None, **args):
+    """A run as `load_runs` has it, with what run.json says; None: there is none.
+
+    `given` is the prompt that --hparams said.
+    """
+    if given:
+        hparams = hparams | {"prompt": given}
+        args["hparams"] = json.dumps({"prompt": given})
     args = {"trial_seed": 0, "test_envs": [0]} | args
     args |= {"dataset": dataset, "algorithm": algorithm}
     return Q([{"args": args, "hparams": hparams}]), facts
@@ -47,7 +54,7 @@ LFA, MIRO = run("LFA"), run("MIRO")
             "backbone CLIP ViT-B/16",
         ),
         (
-            run(OTHER, ON_CLIP | {"prompt": "a {name}"}),
+            run(OTHER, given="a {name}"),
             "prompt a {name}",
             "prompt the method's own",
         ),
@@ -124,17 +131,14 @@ def test_weights_are_known_by_their_fingerprint_under_any_name():
 
 
 def test_a_prompt_that_is_given_is_the_same_for_whom_it_is_the_default():
-    dot = {"prompt": "a photo of a {name}."}  # DPLCLIP's own
-    mine = [run(name, ON_CLIP | dot) for name in ("LFA", "DPLCLIP")]
-    assert apart(*mine, names=("LFA", "DPLCLIP")) == protocol.TOGETHER
-    assert apart(LFA, mine[1], names=("LFA", "DPLCLIP")) == protocol.TOGETHER
-    found = apart(MIRO, mine[0], mine[1], names=("LFA", "DPLCLIP", "MIRO"))
+    dot = "a photo of a {name}."  # DPLCLIP's own
+    given, own = run("LFA", given=dot), run("DPLCLIP", ON_CLIP | {"prompt": dot})
+    assert apart(given, own, names=("LFA", "DPLCLIP")) == protocol.TOGETHER
+    assert apart(LFA, own, names=("LFA", "DPLCLIP")) == protocol.TOGETHER
+    found = apart(MIRO, given, own, names=("LFA", "DPLCLIP", "MIRO"))
     assert "MIRO (prompt the method's own); what is ranked has prompt a ph" in found.why
-    templates = ON_CLIP | {"prompt": ["a {name}", "one {name}"]}
-    assert (
-        "prompt ['a {name}', 'one {name}']"
-        in apart(LFA, MIRO, run(OTHER, templates)).why
-    )
+    templates = run(OTHER, given=["a {name}", "one {name}"])
+    assert "prompt ['a {name}', 'one {name}']" in apart(LFA, MIRO, templates).why
 
 
 def test_the_protocol_of_most_is_ranked_and_the_first_of_equally_many():

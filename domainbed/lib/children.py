@@ -1,0 +1,41 @@
+"""A function in a process of its own, which ends with all that it has imported."""
+
+import multiprocessing
+import traceback
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+from domainbed.lib import misc
+from domainbed.lib.errors import InputError
+
+
+def in_child(function: Callable, *args: Any) -> Any:
+    """What the function returns in a new process, or {"error": a sentence}.
+
+    Linux counts the peak memory of this process into that of the new one, so this one
+    should load no more than the function will.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(
+        1, spawn, initializer=misc.start_processes_as_usual
+    ) as pool:
+        try:
+            return pool.submit(caught, function, *args).result()
+        except BrokenProcessPool:
+            return {
+                "error": "its process ended early, perhaps killed for want of memory"
+            }
+
+
+def caught(function: Callable, *args: Any) -> Any:
+    """What the function returns, or {"error": a sentence} for what it raises."""
+    try:
+        return function(*args)
+    except InputError as error:
+        sentence = str(error)
+    except Exception as error:
+        traceback.print_exc()
+        sentence = f"{type(error).__name__}: {error}"
+    return {"error": " ".join(sentence.split())}
