@@ -23,6 +23,16 @@ LFA_PROJECTIONS = {"image_q": "image", "image_k": "image", "image_v": "image"}
 LFA_PROJECTIONS |= {"self_q": "text", "self_k": "text", "self_v": "text"}
 LFA_PROJECTIONS |= {"cross_k": "text", "cross_v": "text"}
 STARTS = ("clip", "released")
+IMAGENET_PROMPTS = [  # of LFA's code for few shots
+    "itap of a {name}.",
+    "a bad photo of the {name}.",
+    "a origami {name}.",
+    "a photo of the large {name}.",
+    "a {name} in a video game.",
+    "art of the {name}.",
+    "a photo of the small {name}.",
+    "a photo of a {name}.",
+]
 TENSOR_DATASETS = ("Debug28", "Debug224", "RotatedMNIST", "ColoredMNIST")
 
 
@@ -398,10 +408,10 @@ class LFA(CLIPAlgorithm):
 
     @classmethod
     def few_shot_rows(cls, dataset, shots):
-        return super().few_shot_rows(dataset, shots) | {
-            "start": ("released", None),
-            "dropout": (0.2, None),
-        }
+        rows = {"start": ("released", None), "dropout": (0.2, None)}
+        if dataset == "ImageNet":
+            rows["prompt"] = (IMAGENET_PROMPTS, None)
+        return super().few_shot_rows(dataset, shots) | rows
 
     def write_prompts(self, class_names, template):
         return prompts_of_all(template, class_names)

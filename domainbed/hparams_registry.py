@@ -20,7 +20,7 @@ from domainbed.lib.texts import read_text
 if TYPE_CHECKING:
     from domainbed.algorithms import Draw, HparamRows
 
-ALSO = {"pretrained": str, "prompt": list}  # a path, several templates
+ALSO = {"pretrained": (str,), "prompt": (str, list)}  # a path, several templates
 PYTHONS = {"True": True, "False": False, "None": None}  # JSON's true, false, null
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)  # .001, too
 SHARE, COUNT, SIZE = (0, 1), (0, math.inf), (1, math.inf)
@@ -169,7 +169,7 @@ def check_hparams(
             )
         default = known[name]
         check_bounds(name, value)
-        if not same_kind(value, *rows[name]) and type(value) is not ALSO.get(name):
+        if not same_kind(value, *rows[name]) and type(value) not in ALSO.get(name, ()):
             raise InputError(
                 f"hyperparameter {name!r} of {algorithm} is {value!r}; it must be "
                 f"of the kind of its default, {default!r}{spelling(value, default)}."

@@ -142,3 +142,15 @@ def test_a_row_that_draws_floats_takes_them_for_an_int_default():
     assert same_kind(2, 1.0)
     assert not same_kind(True, 1.0)
     assert not same_kind("2", 1, draws_floats)
+
+
+def test_lfa_asks_imagenet_with_the_released_templates_or_with_one():
+    own = hparams_registry.hparam_rows("LFA", "ImageNet")
+    rows = algorithms.get_algorithm_class("LFA").few_shot_rows("ImageNet", 16)
+    templates = rows["prompt"][0]
+    assert len({*templates}) == 8 and templates[-1] == "a photo of a {name}."
+    assert all(text.count("{name}") == 1 for text in templates)
+    for prompt in ("a {name}.", ["a {name}."]):
+        hparams_registry.check_hparams("LFA", "ImageNet", {"prompt": prompt}, rows)
+    with pytest.raises(InputError, match="hyperparameter 'prompt' of LFA is 3"):
+        hparams_registry.check_hparams("LFA", "ImageNet", {"prompt": 3}, own)
