@@ -11,6 +11,7 @@ A card is known without torch, which takes seconds: who makes environments impor
 from __future__ import annotations
 
 import copy
+import functools
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from domainbed.lib.errors import InputError
 from domainbed.lib.layout import all_classes, check_classes, check_pictures, in_order
+from domainbed.lib.paths import name_and_place
 from domainbed.lib.pictures import pictures, read_image, same, subfolders, unreadable
 from domainbed.lib.registry import Registry
 
@@ -30,19 +32,44 @@ REGISTRY = Registry("dataset")
 register = REGISTRY.register
 # Datasets that are made of what stands behind a prefix, a path.
 MADE: dict[str, Callable[[Path], type[MultipleDomainDataset]]] = {}
+# Those of them that may be away by now, as their runs' records know them.
+AWAY: dict[str, type[MultipleDomainDataset]] = {}
 
 
 def get_dataset_class(name: str) -> type[MultipleDomainDataset]:
     """The dataset of that name; NotImplementedError if there is none.
 
     `ImageFolder:PATH` is the folder PATH/<environment>/<class>/<image>, `Manifest:FILE`
-    the images that a file lists.
+    the images that a file lists. `ImageFolder:NAME=PATH` is called NAME in tables.
     """
     REGISTRY.load()
     for prefix, make in MADE.items():
         if name.startswith(prefix):
-            return make(Path(name.removeprefix(prefix)))
+            _, place = name_and_place(name.removeprefix(prefix))
+            try:
+                return make(Path(place))
+            except InputError:
+                if name in AWAY:
+                    return AWAY[name]
+                raise
     return REGISTRY.get(name)
+
+
+def is_own(name: str) -> bool:
+    """Whether the dataset's name is a place: what lies there is the user's."""
+    REGISTRY.load()
+    return name.startswith((*MADE,))
+
+
+def remember(name: str, environments: Sequence[str]) -> None:
+    """Let the user's own dataset be known by its environments where its place is gone.
+
+    For what lists and tabulates its runs; nothing can train on it.
+    """
+    tasks = (*MultipleDomainDataset.TASKS, "few_shot")
+    facts = {"ENVIRONMENTS": tuple(environments), "TASKS": tasks}
+    facts |= {"TEMPLATE": "", "AUGMENT": False}  # asked of datasets of few-shot runs
+    AWAY[name] = type(name, (MultipleDomainDataset,), facts)
 
 
 def num_environments(name: str) -> int:
@@ -300,7 +327,6 @@ class MultipleEnvironmentImageFolder(ImageDataset):
 
     CHECKPOINT_FREQ = 300
     FOLDER: str
-    CLASSES: Sequence[str] = ()  # those it is known to have
 
     def __init__(self, root, test_envs, hparams):
         folder = self.find_folder(root)
@@ -310,7 +336,8 @@ class MultipleEnvironmentImageFolder(ImageDataset):
         datasets = [
             ImageEnvironment(folder / name, self.class_names) for name in environments
         ]
-        check_classes(folder, self.class_names, self.CLASSES)
+        known = known_classes().get(type(self).__name__, [])
+        check_classes(folder, self.class_names, known)
         allowed = hparams.get("allow_missing_classes", False)
         check_pictures(datasets, allowed)
         self.set_environments(datasets, test_envs, hparams)
@@ -329,6 +356,13 @@ class MultipleEnvironmentImageFolder(ImageDataset):
                 f"{self.FOLDER}/ as --data_dir."
             )
         return folder
+
+
+@functools.cache
+def known_classes() -> dict[str, list[str]]:
+    """The classes that datasets are known to have, by the datasets' names."""
+    text = (Path(__file__).parent / "assets" / "classes.txt").read_text()
+    return {name: own for name, *own in map(str.split, text.split("\n\n"))}
 
 
 def image_folder(folder: Path) -> type[MultipleEnvironmentImageFolder]:
@@ -360,7 +394,6 @@ class VLCS(MultipleEnvironmentImageFolder):
         ("SUN09", "SUN"),
         ("VOC2007", "VOC", "PASCAL", "Pascal VOC"),
     )
-    CLASSES = ("bird", "car", "chair", "dog", "person")
 
 
 @register

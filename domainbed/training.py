@@ -22,7 +22,7 @@ import torch
 
 from domainbed import algorithms
 from domainbed.arguments import check_numbers, resolve_hparams
-from domainbed.datasets import MADE
+from domainbed.datasets import is_own
 from domainbed.evaluation import RunEvaluation
 from domainbed.features.vectors import check_input, vector_size
 from domainbed.lib import misc, progress
@@ -185,7 +185,7 @@ class Run(RunEvaluation):
         shown = {name: values[name] for name in ("loss",) if name in values}
         self.bar.set_postfix(shown | {"val_acc": self.validation_accuracy(results)})
         facts = {"hparams": self.hparams, "args": vars(self.args)}
-        if self.args.dataset.startswith((*MADE,)):  # the others' are known anywhere
+        if is_own(self.args.dataset):  # the others' are known anywhere
             facts["environments"] = list(self.dataset.ENVIRONMENTS)
         self.records.append(results | facts)
         self.curves.add(results)

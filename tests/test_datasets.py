@@ -205,10 +205,33 @@ def test_domains_stand_where_their_names_say(tmp_path):
         datasets.VLCS(str(tmp_path), [2], PLAIN)
 
 
-def test_known_classes_are_looked_for(tmp_path):
-    make_image_folder(tmp_path / "VLCS", list("CLSV"), ["left", "right"], n=1)
-    with pytest.raises(InputError, match=r"with the classes bird, .* 'left', 'right'"):
-        datasets.VLCS(str(tmp_path), [2], PLAIN)
+@pytest.mark.parametrize(
+    "name, some",
+    [
+        ("VLCS", ["bird", "person"]),
+        ("PACS", ["guitar", "Person"]),
+        ("OfficeHome", ["Alarm Clock", "Trash-Can"]),
+        ("TerraIncognita", ["empty", "bobcat"]),
+        ("DomainNet", ["The_Mona_Lisa", "t-shirt"]),
+    ],
+)
+def test_known_classes_are_looked_for(name, some, tmp_path, capsys):
+    """None of them is another level; some others are said."""
+    cls = datasets.get_dataset_class(name)
+    for folder, classes in (("other", ["left", "right"]), ("mixed", [*some, "labels"])):
+        make_image_folder(tmp_path / folder / cls.FOLDER, cls.ENVIRONMENTS, classes, 1)
+    with pytest.raises(
+        InputError, match=r"with the classes .*; it has 'left', 'right'"
+    ):
+        cls(str(tmp_path / "other"), [2], PLAIN)
+    cls(str(tmp_path / "mixed"), [2], PLAIN)
+    said = capsys.readouterr().err
+    assert "has the classes labels, which are none of the dataset's: " in said
+
+
+def test_every_dataset_has_as_many_classes_as_its_card_says():
+    for name, classes in datasets.known_classes().items():
+        assert f"{len(classes)} classes" in datasets.get_dataset_class(name).__doc__
 
 
 def test_any_folder_is_a_dataset(tmp_path, pacs):
@@ -221,6 +244,8 @@ def test_any_folder_is_a_dataset(tmp_path, pacs):
     assert (dataset.class_names, dataset.environment_name(1)) == (["x", "y"], "b")
     with pytest.raises(InputError, match="there is no folder '/nowhere'"):
         datasets.get_dataset_class("ImageFolder:/nowhere")
+    named = datasets.get_dataset_class(f"ImageFolder:birds={tmp_path / 'mine'}")
+    assert named.ENVIRONMENTS == ("a", "b")
 
 
 @pytest.fixture

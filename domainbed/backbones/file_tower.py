@@ -13,6 +13,7 @@ from torch import nn
 from domainbed.backbones.clip import FEATURES, CLIPBackbone
 from domainbed.lib import feature_file
 from domainbed.lib.errors import InputError, did_you_mean
+from domainbed.lib.paths import name_and_place
 
 
 class FileTower(CLIPBackbone):
@@ -25,7 +26,8 @@ class FileTower(CLIPBackbone):
 
     def __init__(self, name: str):
         nn.Module.__init__(self)
-        file = feature_file.read(Path(name.removeprefix(FEATURES)))
+        _, place = name_and_place(name.removeprefix(FEATURES))
+        file = feature_file.read(Path(place))
         self.name, self.content = name, file.content
         self.fingerprint = file.fingerprint
         self.n_classes, self.n_layers = len(file.class_names), file.z.shape[1]

@@ -12,6 +12,7 @@ from typing import Any
 
 from domainbed.lib.errors import InputError
 from domainbed.lib.pictures import pictures, plain, same, subfolders
+from domainbed.lib.reporting import listed
 
 # Names of a dataset's parts, which are no classes of what is in the pictures.
 PARTS = {"train", "training", "val", "valid", "validation", "crossval", "dev"}
@@ -71,8 +72,12 @@ def all_classes(folder: Path, environments: list[str]) -> list[str]:
 
 
 def check_classes(folder: Path, classes: list[str], known: Sequence[str]) -> None:
-    """InputError unless these can be classes: two or more, not a dataset's parts."""
-    there = ", ".join(map(repr, classes)) or "none"
+    """InputError unless these can be classes: two or more, not a dataset's parts.
+
+    Of a dataset whose classes are known some must be among them; those that are not are
+    said on standard error.
+    """
+    there = listed(map(repr, classes), 20) or "none"
     example = next(iter(pictures(folder)), None)
     where = f"; its first picture is {example}" if example else ""
     expected = f"{folder} should hold DOMAIN/CLASS/PICTURE"
@@ -86,9 +91,17 @@ def check_classes(folder: Path, classes: list[str], known: Sequence[str]) -> Non
             f"{expected} with at least two classes; it has {there}{where}. Perhaps it "
             "is a level too high or too low."
         )
-    if known and not {plain(name) for name in classes} & {*map(plain, known)}:
+    own = {*map(plain, known)}
+    others = [name for name in classes if known and plain(name) not in own]
+    if others and len(others) == len(classes):
         raise InputError(
-            f"{expected} with the classes {', '.join(known)}; it has {there}{where}."
+            f"{expected} with the classes {listed(known, 10)}; it has {there}{where}."
+        )
+    if others:
+        print(
+            f"warning: {folder} has the classes {listed(others)}, which are none of "
+            f"the dataset's: {listed(known, 10)}.",
+            file=sys.stderr,
         )
 
 

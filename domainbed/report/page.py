@@ -43,6 +43,7 @@ def make_report(input_dir: Path, output: Path, methods: Methods) -> str:
         )
     loaded, runs = reporting.load_runs(input_dir), read_runs(input_dir)
     records, made = reporting.records_of(loaded), facts_of(input_dir)
+    frames.remember(records)
     present = {*records.select("args.dataset"), *runs["dataset"].dropna()}
     if not present:
         raise InputError(

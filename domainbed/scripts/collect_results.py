@@ -367,6 +367,7 @@ def main(argv: list[str] | None = None) -> None:
     methods = selection_methods(args.selection)
     runs = read_sweep(*args.input_dir)
     records = reporting.records_of(runs)
+    frames.remember(records)
     if any(map(few_shot.is_few_shot, records)):
         deliver(few_shot_tables(records, args), args)
         return

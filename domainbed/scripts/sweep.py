@@ -12,6 +12,8 @@ import itertools
 import shlex
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
 
 from domainbed import command_launchers, datasets, flags, hparams_registry
 from domainbed.arguments import check_numbers
@@ -22,6 +24,8 @@ from domainbed.lib.errors import InputError, check_at_least, exits_on_input_erro
 from domainbed.lib.identity import DECISIVE
 from domainbed.lib.paths import user_path
 from domainbed.lib.progress import JobsProgress, add_quiet, coloured, silenced
+from domainbed.lib.query import Q
+from domainbed.lib.reporting import parse_record
 from domainbed.names import REGISTRY, algorithm_names
 from domainbed.runs.folder import STATES
 from domainbed.runs.jobs import Job, make_args_list, make_few_shot_args_list, stages
@@ -152,6 +156,28 @@ def check(args: argparse.Namespace) -> None:
         check_confirmation(args)
 
 
+def remember_absent(args: argparse.Namespace) -> None:
+    """Let a dataset of the user's whose place is gone be as the records know it."""
+    for name in filter(datasets.is_own, args.datasets):
+        try:
+            datasets.get_dataset_class(name)
+        except InputError as error:
+            from domainbed.tables import frames  # pandas takes half a second
+
+            own = Q(r for r in first_records(args.output_dir) if r is not None)
+            frames.remember(own.filter_equals("args.dataset", name))
+            if name not in datasets.AWAY:
+                sentence = f"{error} Nor has {args.output_dir} records of its runs."
+                raise InputError(sentence) from None
+
+
+def first_records(output_dir: str) -> Iterator[dict | None]:
+    """Of each run, None where there is no whole one."""
+    for file in sorted(Path(output_dir).glob("*/results.jsonl")):
+        with open(file) as lines:
+            yield parse_record(next(lines, ""))
+
+
 def check_algorithms(args: argparse.Namespace) -> None:
     """InputError for hyperparameters and a rate search that an algorithm lacks.
 
@@ -266,6 +292,8 @@ def launcher_of(args: argparse.Namespace) -> command_launchers.Launcher:
 @exits_on_input_error
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
+    if args.command != "launch":
+        remember_absent(args)
     check(args)
     launcher = launcher_of(args) if args.command == "launch" else None
     jobs = jobs_of(args)

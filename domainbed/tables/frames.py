@@ -11,6 +11,7 @@ import pandas as pd
 
 from domainbed import datasets, model_selection
 from domainbed.lib import reporting
+from domainbed.lib.paths import name_and_place
 from domainbed.lib.query import Q
 from domainbed.model_selection import SelectionMethod
 from domainbed.names import algorithm_names
@@ -52,7 +53,7 @@ def environments(dataset: str, records: Iterable[dict] = ()) -> Sequence[str]:
     now. Records that do not say it have numbers.
     """
     own = []
-    if is_own(dataset):
+    if datasets.is_own(dataset):
         own = [record for record in records if record["args"]["dataset"] == dataset]
     for record in own:
         names = record.get("environments")
@@ -72,18 +73,25 @@ def are_names(values: list) -> bool:
     return all(isinstance(v, str) for v in values) and len({*values}) == len(values)
 
 
-def is_own(dataset: str) -> bool:
-    """Whether its name is a place: what lies there is the user's."""
-    return dataset.startswith((*datasets.MADE,))
+def remember(records: Q) -> None:
+    """Know the user's own datasets, which may be away, as the records know them."""
+    for dataset in filter(datasets.is_own, records.select("args.dataset").unique()):
+        if names := environments(dataset, records):
+            datasets.remember(dataset, names)
 
 
 def headings(names: list[str]) -> list[str]:
-    """What a table calls datasets: an own one by the last part of its place, if it is
-    the only one so called.
+    """What a table calls datasets: an own one by the name that it was given, or by the
+    last part of its place, if it is the only one so called.
     """
-    short = [
-        Path(name.split(":", 1)[1]).name if is_own(name) else name for name in names
-    ]
+
+    def short_of(dataset: str) -> str:
+        if not datasets.is_own(dataset):
+            return dataset
+        name, place = name_and_place(dataset.split(":", 1)[1])
+        return name or Path(place).name
+
+    short = [*map(short_of, names)]
     return [
         title if title and short.count(title) == 1 else name
         for title, name in zip(short, names, strict=True)

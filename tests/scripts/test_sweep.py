@@ -6,9 +6,9 @@ import shlex
 import pytest
 from helpers import CONTRACT, make_image_folder
 
-from domainbed import command_launchers
+from domainbed import command_launchers, datasets
 from domainbed.runs import jobs
-from domainbed.scripts import collect_results, sweep, train
+from domainbed.scripts import collect_results, report, sweep, train
 
 GOLDEN = json.loads((CONTRACT / "golden.json").read_text())
 
@@ -385,3 +385,41 @@ def test_what_no_job_could_take_launches_nothing(flags, says, tmp_path, ran, cap
     assert ended.value.code == 2
     assert says in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_runs_of_a_folder_that_was_moved_are_listed_and_tabulated(
+    tmp_path, capsys, monkeypatch
+):
+    """What they know of it stands in their records; only a launch needs the folder."""
+    mine = make_image_folder(tmp_path / "mine", ["sea", "land"], ["x", "y"])
+    output = tmp_path / "sweep"
+    flags = ["--datasets", f"ImageFolder:Places={mine}", "--data_dir", str(tmp_path)]
+    flags += ["--output_dir", str(output), "--algorithms", "ZeroShotCLIP"]
+    flags += ["--n_hparams", "1", "--n_trials", "1", "--hparams", "clip_backbone=emoji"]
+    flags += ["--skip_confirmation", "--no_feature_store"]
+
+    def said(script, *words):
+        capsys.readouterr()
+        script.main([*words])
+        return capsys.readouterr().out
+
+    (job, _) = sweep.jobs_of(sweep.parse_args(["status", *flags]))
+    train.main(shlex.split(job.command_str)[3:])
+    before = said(sweep, "status", *flags)
+    assert before.startswith("2 jobs: 1 done, 0 running, 0 failed")
+    tables = said(collect_results, "--input_dir", str(output))
+    mine.rename(tmp_path / "elsewhere")
+    assert said(sweep, "status", *flags) == before
+    assert said(collect_results, "--input_dir", str(output)) == tables
+    assert " land " in tables and " Places " in tables
+    said(report, "--input_dir", str(output), "--output", str(tmp_path / "page.html"))
+    page = (tmp_path / "page.html").read_text()
+    assert "land" in page and "env0" not in page
+    monkeypatch.setattr(datasets, "AWAY", {})  # as in a process of its own
+    with pytest.raises(SystemExit) as ended:
+        sweep.main(["launch", *flags, "--command_launcher", "dummy"])
+    assert ended.value.code == 2
+    assert "there is no folder" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        sweep.main(["status", *flags, "--output_dir", str(tmp_path / "none")])
+    assert "Nor has " in capsys.readouterr().err

@@ -296,3 +296,10 @@ def test_one_run_has_its_table():
     ((_, row),) = latex_tables(text)
     assert row == ["ERM", r"50.0 $\pm$ 0.0", "X", "X", "X", "X"]
     assert "over 1 trial." in text
+
+
+def test_own_datasets_are_called_as_somebody_named_them():
+    """By the name that was given, the last part of the place, or all of it."""
+    names = ["PACS", "ImageFolder:birds=/a/data", "ImageFolder:/b/cars"]
+    names += ["Manifest:/c/list.csv", "ImageFolder:/d/list.csv", "ImageFolder:/e=f/g"]
+    assert frames.headings(names) == ["PACS", "birds", "cars", *names[3:5], "g"]
