@@ -111,6 +111,8 @@ class MultipleDomainDataset:
     ALIASES: tuple[str, ...] = ()
     TASKS: tuple[str, ...] = ("domain_generalization", "domain_adaptation")
     SOURCES: Sequence[str] = ()  # the domains that a few-shot run can draw from, if any
+    VAL_SHOTS: int | None = 4  # of each class, at most, validate a few-shot run
+    TRAIN_ON_VAL = False  # whether those train, too, by default
 
     datasets: list[Dataset]
     input_shape: tuple[int, ...]

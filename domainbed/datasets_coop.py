@@ -16,7 +16,7 @@ from domainbed.datasets_few_shot import (
 )
 from domainbed.lib.errors import InputError
 from domainbed.lib.pictures import subfolders
-from domainbed.lib.texts import read_text
+from domainbed.lib.texts import lines
 
 
 class ImageNetFolders(FewShotDataset):
@@ -43,7 +43,9 @@ class ImageNetFolders(FewShotDataset):
     @classmethod
     def names_of(cls, folder: Path, folders: list[str]) -> list[str]:
         """The class names of those image folders."""
-        by_synset = dict(line.split(" ", 1) for line in lines(folder, "classnames.txt"))
+        by_synset = dict(
+            line.split(" ", 1) for line in lines(folder / "classnames.txt")
+        )
         unknown = [name for name in folders if name not in by_synset]
         if unknown:
             raise InputError(
@@ -68,12 +70,6 @@ def existing(folder: Path) -> Path:
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder} of images.")
     return folder
-
-
-def lines(folder: Path, name: str) -> list[str]:
-    """The lines of a text file that are not blank; InputError without it."""
-    text = read_text(folder / name)
-    return [line for line in text.splitlines() if line.strip()]
 
 
 @register
@@ -148,10 +144,10 @@ class FGVCAircraft(FewShotDataset):
     @classmethod
     def few_shot_lists(cls, root, source=None):
         folder = cls.folder(root)
-        label = {name: i for i, name in enumerate(lines(folder, "variants.txt"))}
+        label = {name: i for i, name in enumerate(lines(folder / "variants.txt"))}
         rows = {}
         for part in ("train", "val", "test"):
-            own = lines(folder, f"images_variant_{part}.txt")
+            own = lines(folder / f"images_variant_{part}.txt")
             pairs = [line.split(" ", 1) for line in own]
             rows[part] = [(f"{i}.jpg", label.get(n), n) for i, n in pairs]
         return lists_of(rows, folder / cls.IMAGES, folder / "variants.txt")
@@ -202,7 +198,7 @@ class ImageNetV2(ImageNetFolders):
     def few_shot_lists(cls, root, source=None):
         folder = cls.folder(root)
         names = [
-            line.split(" ", 1)[1].strip() for line in lines(folder, "classnames.txt")
+            line.split(" ", 1)[1].strip() for line in lines(folder / "classnames.txt")
         ]
         images = existing(folder / cls.IMAGES)
         items = []

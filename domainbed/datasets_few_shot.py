@@ -202,7 +202,8 @@ class Shots(ImageDataset):
     """The environments of a few-shot run: 0, `shots`, trains; the others are tested.
 
     K shots of each class, and min(K, 4) to validate, are drawn from all classes with
-    Python's generator, seeded by the trial as CoOp's seeds 1, 2, 3. Of `base` classes
+    Python's generator, seeded by the trial as CoOp's seeds 1, 2, 3; where hparams say
+    `train_on_val`, what would validate trains. Of `base` classes
     only the first half trains, and `base` and `new` are tested, each among its own.
     `transfer_to` names datasets whose test lists are tested as well. `views`, where
     hparams ask for some, are crops of the shots, to train on instead.
@@ -221,7 +222,10 @@ class Shots(ImageDataset):
             )
         generator = random.Random(args.trial_seed + 1)
         train = take(lists.train, args.shots, generator)
-        val = take(lists.val, min(args.shots, 4), generator)
+        most = dataset_class.VAL_SHOTS or args.shots
+        val = take(lists.val, min(args.shots, most), generator)
+        if hparams.get("train_on_val"):
+            train, val = train + val, []
         if few := classes_below(lists.train, args.shots):
             print(f"{few} classes have fewer than {args.shots} images: they give all.")
         labels = {"all": [*range(len(lists.class_names))]}

@@ -183,7 +183,7 @@ class FewShot(DomainGeneralization):
         algorithm_class = algorithm_for(args.algorithm)
         own = algorithm_class.hparam_rows(args.dataset)
         rows = {"prompt": dataset_class.TEMPLATE, "augment": dataset_class.AUGMENT}
-        rows["views"] = 0
+        rows |= {"views": 0, "train_on_val": dataset_class.TRAIN_ON_VAL}
         if "prompt" not in own:
             del rows["prompt"]
         further = algorithm_class.few_shot_rows(args.dataset, args.shots)

@@ -1,5 +1,6 @@
 """What tests share: small data folders, the contract's sweeps, runs to compare."""
 
+import argparse
 import contextlib
 import gzip
 import json
@@ -10,6 +11,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+
+from domainbed import datasets
+from domainbed.datasets_few_shot import Shots
 
 CONTRACT = Path(__file__).parent / "golden" / "contract"
 
@@ -53,6 +57,19 @@ def pets(root, counts=(6, 5, 4), **changes):
     split = root / "oxford_pets" / "split_zhou_OxfordPets.json"
     split.write_text(json.dumps(content))
     return content
+
+
+def few_shot_args(root, dataset="OxfordPets", **changed):
+    """What of a few-shot run's arguments its dataset reads."""
+    values = {"dataset": dataset, "data_dir": str(root), "shots": 2, "classes": "all"}
+    values |= {"transfer_to": None, "source": None, "trial_seed": 0} | changed
+    return argparse.Namespace(**values)
+
+
+def shots(root, dataset="OxfordPets", hparams=None, **changed):
+    """A few-shot run's environments, as the emoji CLIP sees them."""
+    cls = datasets.get_dataset_class(dataset)
+    return Shots(cls, few_shot_args(root, dataset, **changed), CLIP | (hparams or {}))
 
 
 def few_shot_run(

@@ -1,28 +1,14 @@
 """Datasets of the few-shot task: files in CoOp's layout, shots, bad lists."""
 
-import argparse
 import json
 import random
 
 import pytest
-from helpers import pets, picture
+from helpers import CLIP, few_shot_args, pets, picture, shots
 
 from domainbed import datasets
 from domainbed.datasets_few_shot import Shots
 from domainbed.lib.errors import InputError
-
-HPARAMS = {"data_augmentation": True, "clip_transform": True, "clip_backbone": "emoji"}
-
-
-def args(root, dataset="OxfordPets", **changed):
-    values = {"dataset": dataset, "data_dir": str(root), "shots": 2, "classes": "all"}
-    values |= {"transfer_to": None, "source": None, "trial_seed": 0} | changed
-    return argparse.Namespace(**values)
-
-
-def shots(root, dataset="OxfordPets", **changed):
-    own = args(root, dataset, **changed)
-    return Shots(datasets.get_dataset_class(dataset), own, HPARAMS)
 
 
 def test_shots_are_drawn_from_train_then_val_by_the_trials_seed(tmp_path):
@@ -76,8 +62,8 @@ def test_augmented_shots_are_cropped_and_tests_are_not(tmp_path):
     pets(tmp_path)
     dataset = Shots(
         datasets.get_dataset_class("OxfordPets"),
-        args(tmp_path),
-        HPARAMS | {"augment": True},
+        few_shot_args(tmp_path),
+        CLIP | {"augment": True},
     )
     assert "scale=(0.08, 1.0)" in repr(dataset[0].transform)
     assert repr(dataset.unaugmented(0).transform) == repr(dataset[1].transform)
@@ -199,7 +185,7 @@ def test_a_manifest_is_a_dataset_of_both_tasks(tmp_path):
     name = f"Manifest:{file}"
     few = shots(tmp_path, name, shots=1)
     assert few.n_train == 2 and len(few[1]) == 4
-    general = datasets.get_dataset_class(name)(None, [0], HPARAMS)
+    general = datasets.get_dataset_class(name)(None, [0], CLIP)
     assert general.ENVIRONMENTS == ("a", "b") and len(general[1]) == 6
     text = "path,class,split\n" + "".join(
         f"{r['path']},{r['class']},{r['split']}\n" for r in rows

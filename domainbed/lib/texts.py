@@ -25,3 +25,8 @@ def read_text(path: Path | str) -> str:
             f"{path} is not in UTF-8 ({error.reason} at byte {error.start}); save it "
             "as that."
         ) from error
+
+
+def lines(path: Path | str) -> list[str]:
+    """The lines of `read_text` that are not blank."""
+    return [line for line in read_text(path).splitlines() if line.strip()]
