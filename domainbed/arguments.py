@@ -52,11 +52,13 @@ def environment_numbers(
 ) -> list[int]:
     """The numbers of the environments given by number or by name.
 
-    `known_as` has further names of each, in any spelling.
+    `known_as` has further names of each, in any spelling. `none` alone means none.
 
     InputError unless they are environments and one is left to train on.
     """
     numbers: list[int] = []
+    if [*map(str, wanted)] == ["none"] and "none" not in environments:
+        return numbers
     also = [{*map(plain, own)} for own in known_as]
     for env in map(str, wanted):
         if env.isdecimal() and int(env) < len(environments):

@@ -67,7 +67,7 @@ def parse_args(
     add("--trial_seed", type=int, default=0, help="seeds the splits")
     add("--seed", type=int, default=0, help="seeds everything else")
     add("--steps", type=int, help="default: the dataset's")
-    add("--test_envs", nargs="+", default=[0], help="by number or by name")
+    add("--test_envs", nargs="+", default=[0], help="by number or name, or none")
     few_shot = {"default": argparse.SUPPRESS}  # these arguments are of that task alone
     add("--shots", type=int, help="few_shot: K of each class", **few_shot)
     add("--classes", choices=["all", "base"], help="few_shot: that train", **few_shot)

@@ -27,7 +27,7 @@ FLOORS = (
     ("tasks", "inputs", "evaluation", "arguments", "flags", "training", "autolr"),
     ("launchers", "command_launchers"),
     ("tables",),
-    ("report", "explain", "export", "download"),
+    ("report", "explain", "export", "download", "recommend"),
     ("scripts",),
 )
 FILES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))

@@ -1,0 +1,174 @@
+"""A recommendation's runs: what they are of, in which order, and when they stop."""
+
+import argparse
+
+import pytest
+from helpers import make_image_folder
+
+from domainbed import command_launchers, datasets
+from domainbed.datasets_folds import FOLDS
+from domainbed.lib.errors import InputError
+from domainbed.recommend import trials as own
+from domainbed.recommend.trials import Budget, Trials, dataset_in
+
+CLASSES = ["cat", "dog"]
+
+
+def test_a_budget_is_a_time():
+    seconds = [Budget(text).seconds for text in ("90s", "10m", "1.5h")]
+    assert seconds == [90, 600, 5400]
+    for text in ("10", "m", "0m", "-1m", "ten minutes", "1d"):
+        with pytest.raises(InputError, match=r"--budget is .*90s, 10m or 1h"):
+            Budget(text)
+
+
+def test_the_folder_is_of_domains_or_of_classes(tmp_path):
+    domains = make_image_folder(tmp_path / "domains", ["a", "b"], CLASSES)
+    assert dataset_in(domains) == f"ImageFolder:{domains}"
+    assert dataset_in(domains / "a") == f"Folds:{domains / 'a'}"
+    link = tmp_path / "link"
+    link.symlink_to(domains)
+    assert dataset_in(link) == f"ImageFolder:{domains}"
+
+
+def test_other_folders_are_refused_with_what_they_hold(tmp_path):
+    domains = make_image_folder(tmp_path / "domains", ["a"], CLASSES)
+    cases = {
+        tmp_path / "nothing": "is no folder",
+        domains / "a" / "cat": r"holds only .*0\.png and the like",
+        domains: r"a single domain.*--data \S+/domains/a leaves out folds",
+    }
+    (tmp_path / "empty" / "cat").mkdir(parents=True)
+    cases[tmp_path / "empty"] = "holds no pictures; it should hold DOMAIN/CLASS/PICTURE"
+    make_image_folder(tmp_path / "mixed", ["a"], CLASSES)
+    make_image_folder(tmp_path / "mixed", ["."], ["b"])
+    cases[tmp_path / "mixed"] = r"both CLASS/PICTURE, .*b/0\.png, and .*a/cat/0\.png"
+    for folder, says in cases.items():
+        with pytest.raises(InputError, match=says):
+            dataset_in(folder)
+
+
+def test_folds_deal_out_every_class(tmp_path):
+    folder = make_image_folder(tmp_path, ["."], CLASSES, n=12)
+    dataset = datasets.get_dataset_class(f"Folds:{folder}")(
+        None, [0], {"data_augmentation": False}
+    )
+    assert len(dataset) == FOLDS == len(dataset.ENVIRONMENTS)
+    assert [len(fold) for fold in dataset] == [6, 6, 4, 4, 4]
+    items = [item for fold in dataset for item in fold.items]
+    assert len({path for path, _ in items}) == len(items) == 24
+    for fold in dataset:
+        for path, label in fold.items:
+            assert path.startswith(CLASSES[label])
+        assert fold.targets.count(0) == fold.targets.count(1)
+    few = make_image_folder(tmp_path / "few", ["."], CLASSES, n=4)
+    with pytest.raises(InputError, match=r"cat holds 4 pictures; .* at least 5"):
+        datasets.get_dataset_class(f"Folds:{few}")(None, [0], {})
+    with pytest.raises(InputError, match="at least two classes; it has cat"):
+        make_image_folder(tmp_path / "one", ["."], ["cat"], n=6)
+        datasets.get_dataset_class(f"Folds:{tmp_path / 'one'}")
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The time, which passes only when a test says so."""
+    now = [0.0]
+    monkeypatch.setattr(own.time, "monotonic", lambda: now[0])
+    return now
+
+
+@pytest.fixture
+def trials(tmp_path, monkeypatch, clock):
+    """Of three domains; a run takes as many seconds as COSTS says and leaves `done`."""
+    ran = []
+
+    def launch(commands):
+        for command in commands:
+            words = command.split()
+            algorithm = words[words.index("--algorithm") + 1]
+            ran.append(algorithm)
+            clock[0] += own.COSTS[algorithm]
+            folder = own.Path(words[words.index("--output_dir") + 1])
+            (folder / "done").touch()
+        return [0] * len(commands)
+
+    monkeypatch.setattr(command_launchers, "get_launcher", lambda *_, **__: launch)
+    folder = make_image_folder(tmp_path / "data", ["a", "b", "c"], CLASSES)
+
+    def make(budget):
+        args = {"data": str(folder), "output_dir": str(tmp_path / "out"), "jobs": None}
+        args |= {"clip_backbone": "emoji", "allow_missing_classes": False}
+        made = Trials(argparse.Namespace(budget=budget, **args))
+        made.storing, made.ran = 0.0, ran
+        return made
+
+    return make
+
+
+def test_rounds_are_of_all_methods_or_of_none(trials):
+    names = ["ZeroShotCLIP", "GDA", "LFA"]
+    hour = trials("1h")
+    assert hour.first_round(names) == (names, {})
+    assert hour.ran == [name for name in names for _ in range(3)]
+    assert hour.budget.spent == 3 * (1 + 1 + 5)
+    assert hour.further_rounds(names) == len(own.ROUNDS) == 4
+    assert hour.budget.spent == 3 * (1 + 1 + 5) * (1 + 2 + 3 + 3)
+    again = trials("1s")
+    del hour.ran[:]
+    assert again.first_round(names) == (names, {})
+    assert again.further_rounds(names) == 4  # all of it is there
+    assert not again.ran
+
+
+def test_what_does_not_fit_the_budget_is_not_begun(trials):
+    names = ["ZeroShotCLIP", "GDA", "LFA", "CoOp"]
+    minute = trials("60s")
+    measured, left_out = minute.first_round(names)
+    assert measured == names[:3]
+    assert left_out == {"CoOp": "time"}  # 66 s more
+    assert minute.further_rounds(measured) == 1  # 42 s more, and 39 are left
+    assert minute.budget.spent == 21
+    more = trials("43s")  # with nothing measured yet, a round is tried
+    assert more.further_rounds(measured) == 2
+    assert trials("0.1s").first_round(["CLAP"]) == (["CLAP"], {})
+
+
+def test_a_method_that_fails_is_left_out_with_its_reason(trials, monkeypatch):
+    hour = trials("1h")
+    launch = hour.launcher
+
+    def failing(commands):
+        if "--algorithm GDA" not in commands[0]:
+            return launch(commands)
+        for command in commands:
+            folder = own.Path(
+                command.split()[command.split().index("--output_dir") + 1]
+            )
+            (folder / "err.txt").write_text("error: singular\n")
+        return [1] * len(commands)
+
+    hour.launcher = failing
+    measured, left_out = hour.first_round(["ZeroShotCLIP", "GDA", "LFA"])
+    assert measured == ["ZeroShotCLIP", "LFA"]
+    assert left_out.keys() == {"GDA"} and "singular" in left_out["GDA"]
+
+
+def test_a_folder_of_other_pictures_is_refused(trials, tmp_path):
+    trials("1h")
+    trials("2h")
+    (tmp_path / "data" / "a" / "cat" / "0.png").unlink()
+    with pytest.raises(InputError, match="holds runs of another fingerprint"):
+        trials("1h")
+
+
+def test_head2toe_waits_for_its_own_features(trials):
+    minute = trials("60s")
+    minute.storing = 40.0
+    assert minute.first_round(["GDA", "Head2Toe"]) == (["GDA"], {"Head2Toe": "time"})
+
+
+def test_a_domain_too_small_to_hold_a_picture_out_is_refused(trials, tmp_path):
+    for name in ("cat/0", "cat/1", "cat/2", "dog/0", "dog/1", "dog/2"):
+        (tmp_path / "data" / "b" / f"{name}.png").unlink()
+    with pytest.raises(InputError, match=r"b of \S+ has 4 pictures; .* at least 5"):
+        trials("1h")
