@@ -67,6 +67,7 @@ class RunEvaluation(RunInputs):
             {
                 "data": self.about["dataset"],
                 "classes": max(map(self.n_classes, range(len(self.dataset)))),
+                "names": np.array(self.dataset.class_names or [], dtype=str),
             },
             step,
             self.task.chosen(self, self.records.read())[0]["step"],

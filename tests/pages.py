@@ -57,7 +57,7 @@ class Page(HTMLParser):
         return re.findall("<h[23]>(.*?)</h[23]>", self.html)
 
 
-def make(root, output=None):
+def make(root, output=None, *flags):
     output = output or root.parent / "report.html"
-    report.main(["--input_dir", str(root), "--output", str(output)])
+    report.main(["--input_dir", str(root), "--output", str(output), *flags])
     return Page(output.read_text(encoding="utf-8"))

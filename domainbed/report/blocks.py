@@ -1,27 +1,26 @@
 """The blocks of a dataset's section: tables, pictures and what to see in them."""
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 import pandas as pd
 
 from domainbed.model_selection import OracleSelectionMethod, SelectionMethod
 from domainbed.names import algorithm_names
 from domainbed.report import data, figures
+from domainbed.report.chosen import MOST_CLASSES, Chosen, absent
+from domainbed.report.hidden import hidden_part
 from domainbed.report.parts import (
     Block,
     Part,
     Picture,
+    differences,
     digits,
-    environment_name,
     summary,
     table,
 )
 from domainbed.tables import frames
-from domainbed.tables.protocol import Apart
 from domainbed.tables.ties import ties
 
-MOST_CLASSES = 24  # rows of a picture
 MOST_HPARAMS = 6  # columns of a picture
 BRANCHES = {"image": "image", "self": "text self", "cross": "text cross"}
 BRANCHES["states"] = "image, 0: before the first layer"
@@ -41,46 +40,11 @@ ATTENTION = {
 }
 
 
-class Chosen(NamedTuple):
-    """All draws of a dataset, with what one selection method chose among them."""
-
-    method: type[SelectionMethod]
-    draws: pd.DataFrame
-    oracle: pd.DataFrame  # the same of the oracle
-    steps: pd.DataFrame
-    runs: pd.DataFrame
-    names: list[str]  # of the environments
-    apart: Apart  # methods that are not ranked with the others
-
-    @property
-    def best(self) -> pd.DataFrame:
-        return self.draws[self.draws["chosen"]]
-
-    @property
-    def algorithms(self) -> list[str]:
-        return frames.in_order(self.draws["algorithm"], algorithm_names())
-
-    @property
-    def accuracies(self) -> pd.DataFrame:
-        """As frames.accuracies gives them."""
-        return data.accuracies(self.best)
-
-    def named(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """The frame with its test environments' names."""
-        names = [environment_name(self.names, env) for env in frame["test_env"]]
-        return frame.assign(environment=names)
-
-    @property
-    def legend(self) -> list[tuple[str, str]]:
-        """[(colour, name)] of the test environments."""
-        envs = sorted(self.draws["test_env"].unique())
-        return [(f"c{env % 10}", environment_name(self.names, env)) for env in envs]
-
-
 def method_blocks(options: list[Chosen]) -> Iterator[Block]:
     """The blocks whose parts differ by selection method, of which each is an option."""
     makers: dict[str, Callable[[Chosen], Part | None]] = {
         "Accuracy on unseen domains": accuracy_part,
+        "What accuracy hides": hidden_part,
         "What selection costs": selection_part,
         "Learning curves": curves_part,
         "Efficiency": efficiency_part,
@@ -90,23 +54,17 @@ def method_blocks(options: list[Chosen]) -> Iterator[Block]:
         parts = [
             absent(own.method) if own.draws.empty else make(own) for own in options
         ]
-        if any(part is not None and part.pictures for part in parts):
+        if any(part is not None and (part.pictures or part.tables) for part in parts):
             yield Block(title, [part for part in parts if part is not None])
-
-
-def absent(method: type[SelectionMethod]) -> Part:
-    """What stands where a method has nothing to choose from."""
-    return Part(method.name, [f"The runs that {method.name} needs are not here."])
 
 
 def accuracy_part(own: Chosen) -> Part:
     accs = own.accuracies
-    means = pd.concat([frames.summary(accs), frames.averages(accs)])
-    mean, err = data.wide(means, [*own.names, frames.AVERAGE])
+    mean, err = own.wide(accs)
     heat = Picture(
         "Means over trials. Blue is above the average of all methods on that domain, "
         "orange below; the stronger, the farther.",
-        figures.heat_map(mean),
+        figures.heat_map(mean, mean - mean.mean()),
         table(mean.reset_index(names="algorithm")),
     )
     trials = Picture(
@@ -117,7 +75,19 @@ def accuracy_part(own: Chosen) -> Part:
     )
     pictures = [heat, trials] if len(mean) > 1 else [trials]
     words = [ties(accs, own.apart).in_words] if len(mean) > 1 else []
-    return Part(own.method.name, words, summary(mean, err, own.apart), pictures)
+    summaries = [summary(mean, err, own.apart)]
+    if own.reference in own.algorithms:
+        mean, err = own.wide(frames.less(accs, own.reference))
+        summaries.append(differences(mean, err, own.apart, own.reference))
+        mean = mean.drop(index=own.reference)
+        if len(mean):
+            picture = Picture(
+                f"Differences to {own.reference} in points; blue is above it.",
+                figures.heat_map(mean, mean, "{:+.1f}"),
+                table(mean.reset_index(names="algorithm")),
+            )
+            pictures.insert(1, picture)
+    return Part(own.method.name, words, summaries, pictures)
 
 
 def selection_part(own: Chosen) -> Part:
@@ -187,19 +157,21 @@ def efficiency_part(own: Chosen) -> Part | None:
     known = figures.known_costs(costs)
     if not known:
         return None
+    costs["ranked"] = ~costs["algorithm"].isin(own.apart.names)
+    beaten = data.dominated_by(costs[costs["ranked"]], known)
+    costs["dominated by"] = beaten.reindex(costs.index, fill_value="")
     devices = sorted(own.runs["device"].dropna().unique())
     where = f" Measured on {', '.join(devices)}." if devices else ""
     texts = {name: digits(costs[name]) for name in known}
+    numbers = costs[["algorithm", "accuracy", *known, "dominated by"]]
     picture = Picture(
         "Up is more accurate, left is cheaper; a method has one height in every panel "
-        "and its name at the right. Accuracy is the mean over the domains that all "
-        f"have run, step time the median and memory the peak over all runs.{where}",
+        "and its name at the right. The line joins what no method beats in both, grey "
+        "is what one does; a grey name is beaten in all costs at once. Rings are of "
+        "another protocol. Accuracy is the mean over the domains that all have run, "
+        f"step time the median and memory the peak over all runs.{where}",
         figures.efficiency(costs, known),
-        table(
-            costs[["algorithm", "accuracy"]].assign(**texts),
-            accuracy="accuracy %",
-            **figures.COSTS,
-        ),
+        table(numbers.assign(**texts), accuracy="accuracy %", **figures.COSTS),
     )
     return Part(own.method.name, pictures=[picture])
 
@@ -238,7 +210,7 @@ def value_text(value: object) -> str:
 
 def attention_block(own: Chosen) -> Block | None:
     """Layer attention of the chosen runs, for each algorithm that has it."""
-    found = data.attention(own.runs, own.best, own.names)
+    found = data.attention(own.best, own.names)
     pictures = [
         attention_picture(algorithm, kind, weights)
         for algorithm, kinds in found.items()

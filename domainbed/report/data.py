@@ -49,13 +49,21 @@ def number(record: dict[str, Any], key: str) -> float:
     return float(value) if reporting.is_number(value) else float("nan")
 
 
-def draws(records: Q, method: type[SelectionMethod]) -> pd.DataFrame:
-    """A row per draw of every cell: CELL, hparams_seed, val, test, chosen, hparams."""
+def draws(
+    runs: list[tuple[Path, Q]], groups: Q, method: type[SelectionMethod]
+) -> pd.DataFrame:
+    """A row per draw of every cell: CELL, hparams_seed, val, test, chosen, hparams.
+
+    Of those that are chosen also the step and the run's folder. `groups` are of the
+    runs' records.
+    """
+    folders = {id(r["args"]): folder for folder, run in runs for r in run}
     rows = []
-    for group in reporting.get_grouped_records(records):
+    for group in groups:
         cell = [group[name] for name in CELL]
         for place, (acc, own) in enumerate(method.hparams_accs(group["records"])):
             first = own[0]
+            _, record = method.chosen(own) if place == 0 else (None, None)
             rows.append(
                 (
                     *cell,
@@ -64,9 +72,11 @@ def draws(records: Q, method: type[SelectionMethod]) -> pd.DataFrame:
                     100 * acc["test_acc"],
                     place == 0,
                     first.get("hparams", {}),
+                    record and record["step"],
+                    record and folders[id(record["args"])],
                 )
             )
-    names = ["hparams_seed", "val", "test", "chosen", "hparams"]
+    names = ["hparams_seed", "val", "test", "chosen", "hparams", "step", "folder"]
     frame = pd.DataFrame(rows, columns=[*CELL, *names])
     return frame.astype({"chosen": bool})
 
@@ -144,6 +154,25 @@ def costs(steps: pd.DataFrame, runs: pd.DataFrame, mean: pd.DataFrame) -> pd.Dat
     return frame.reset_index(names="algorithm").dropna(subset="accuracy")
 
 
+def dominated_by(costs: pd.DataFrame, names: list[str]) -> pd.Series:
+    """Of each row of `costs` the most accurate algorithm that beats it, or "".
+
+    It is at least as accurate and costs no more, in each of `names` that both know, and
+    is better in one of these; both know at least one.
+    """
+
+    def beats(other: pd.Series, row: pd.Series) -> bool:
+        known = [n for n in names if not (np.isnan(row[n]) or np.isnan(other[n]))]
+        gains = [other["accuracy"] - row["accuracy"], *(row[known] - other[known])]
+        return bool(known) and min(gains) >= 0 and max(gains) > 0
+
+    def best(row: pd.Series) -> str:
+        own = [other for _, other in costs.iterrows() if beats(other, row)]
+        return max(own, key=lambda other: other["accuracy"])["algorithm"] if own else ""
+
+    return pd.Series([best(row) for _, row in costs.iterrows()], costs.index, dtype=str)
+
+
 def sensitivity(draws: pd.DataFrame) -> pd.DataFrame:
     """Test accuracy against every hyperparameter that varies, over test environments.
 
@@ -187,18 +216,13 @@ def rank_correlations(rows: pd.DataFrame) -> pd.Series:
     return pd.Series(found, dtype=float).reindex(names).fillna(0.0)
 
 
-def attention(
-    runs: pd.DataFrame, chosen: pd.DataFrame, names: list[str]
-) -> dict[str, dict[str, Weights]]:
+def attention(chosen: pd.DataFrame, names: list[str]) -> dict[str, dict[str, Weights]]:
     """algorithm -> {"domains", "classes" or "used": weights}, means over chosen runs.
 
     A domain's weights are of the runs that did not train on it, all others of all.
     """
-    of_one = runs[runs["test_envs"].map(len) == 1]
-    of_one = of_one.assign(test_env=of_one["test_envs"].map(lambda envs: envs[0]))
-    keys = ["algorithm", "test_env", "trial_seed", "hparams_seed"]
     found: dict[str, dict[str, dict[str, list]]] = {}
-    for run in chosen.merge(of_one, on=keys).itertuples():
+    for run in chosen.itertuples():
         summary = read_attention(run.folder)
         unseen = environment_name(names, run.test_env)
         domains = summary.get("environments", {})

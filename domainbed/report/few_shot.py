@@ -7,7 +7,7 @@ import pandas as pd
 
 from domainbed.model_selection import SelectionMethod
 from domainbed.report import figures
-from domainbed.report.blocks import absent
+from domainbed.report.chosen import absent
 from domainbed.report.coverage import coverage_block
 from domainbed.report.parts import (
     Block,
@@ -68,13 +68,13 @@ def shots_part(method: type[SelectionMethod], accs: pd.DataFrame) -> Part:
     )
     own, last = over_shots(accs, accs["dataset"].iloc[0])
     words = [LAST.get(last, ""), *few_shot.about(accs)]
-    return Part(method.name, [*filter(None, words)], own, [picture])
+    return Part(method.name, [*filter(None, words)], [own], [picture])
 
 
 def overview(chosen: Chosen) -> list[Part]:
     """The averages over datasets, of each choice of classes, source and targets."""
     return [
-        Part(method.name, [f"Averages, {title}."], over_shots(accs, AVERAGES)[0])
+        Part(method.name, [f"Averages, {title}."], [over_shots(accs, AVERAGES)[0]])
         for title, method, accs in groups(chosen)
         if accs["dataset"].nunique() > 1
     ]

@@ -1,6 +1,6 @@
 """The report's pictures: frames in, SVG out."""
 
-import warnings
+from collections.abc import Container
 
 import numpy as np
 import pandas as pd
@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from domainbed.report.data import is_place
+from domainbed.report.data import dominated_by, is_place
 from domainbed.report.parts import signed
 from domainbed.report.svg import (
     LIGHT,
@@ -22,6 +22,7 @@ from domainbed.report.svg import (
     label,
     left_of,
     padded,
+    rings,
     scale,
     short,
     spread,
@@ -33,18 +34,37 @@ ROW = 22  # height of a row of labels
 
 
 @drawn
-def heat_map(form: pd.DataFrame) -> Figure:
-    """Mean accuracies (algorithms x domains), coloured by the distance to the mean."""
-    values = form.to_numpy(float)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # a column without a number
-        away = values - np.nanmean(values, axis=0)
-        most = np.nanmax(np.abs(away), initial=0)
+def heat_map(form: pd.DataFrame, away: pd.DataFrame, text: str = "{:.1f}") -> Figure:
+    """A tile for each number of the form, its colour as strong as it is `away`."""
+    most = np.nanmax(np.abs(away.to_numpy(float)), initial=0)
     left = left_of(form.index)
     width = min(90 * len(form.columns), WIDTH - left - 4)
     figure = canvas(28 + 26 * len(form), left + width + 4)
     ax = axes(figure, left, 24, width, 26 * len(form))
-    tiles(ax, values, away / max(most, 0.5), form.index, form.columns)
+    strength = away.to_numpy(float) / max(most, 0.5)
+    tiles(ax, form.to_numpy(float), strength, form.index, form.columns, text)
+    return figure
+
+
+@drawn
+def confusions(shares: dict[str, np.ndarray], classes: list[str]) -> Figure:
+    """A panel per algorithm: of each class (row) what share was taken for which."""
+    left, gap, n = left_of(classes), 22, len(classes)
+    below = 38 + 7 * max(len(short(name, 14)) for name in [*classes, "no answer"])
+    columns = max(1, min(len(shares), int((WIDTH - left + gap) // (18 * n + gap))))
+    rows = -(-len(shares) // columns)
+    side = min((WIDTH - left - gap * (columns - 1)) / columns, 34 * n)
+    figure = canvas(rows * (side + below), left + columns * (side + gap))
+    for k, (name, own) in enumerate(shares.items()):
+        x, y = left + k % columns * (side + gap), 24 + k // columns * (side + below)
+        ax = axes(figure, x, y, side, side)
+        own = own if own[:, n].any() else own[:, :n]
+        names = [*classes, "no answer"][: own.shape[1]]
+        tiles(ax, 100 * own, own, classes, names, "{:.0f}", least=(1, 5))
+        below_it = {"labelbottom": True, "labelrotation": 90}
+        ax.tick_params(axis="x", top=False, labeltop=False, **below_it)
+        ax.tick_params(labelleft=k % columns == 0)
+        ax.set_title(short(name, 28))
     return figure
 
 
@@ -93,8 +113,7 @@ def selection(draws: pd.DataFrame, algorithms: list[str]) -> Figure:
         for env, points in own.groupby("test_env"):
             dots(ax, points["val"], points["test"], f"c{env % 10}")
         chosen = own[own["chosen"]]
-        ring = {"ms": 8, "mew": 1.3, "mfc": "none", "mec": LIGHT["ink"]}
-        ax.plot(chosen["val"], chosen["test"], "o", **ring)
+        rings(ax, chosen["val"], chosen["test"])
         ax.set_title(short(name, 28))
         ax.set_xlim(*padded(own["val"].min(), own["val"].max()))
         ax.set_ylim(*padded(own["test"].min(), own["test"].max()))
@@ -142,16 +161,27 @@ def known_costs(costs: pd.DataFrame) -> list[str]:
 
 @drawn
 def efficiency(costs: pd.DataFrame, known: list[str]) -> Figure:
-    """Accuracy against each cost of `known`; a method is one height in all."""
+    """Accuracy against each cost of `known`; a method is one height in all.
+
+    A line joins what nothing beats in both, what is beaten is grey, and a ring is a
+    method that is not ranked.
+    """
     right, left, gap = left_of(costs["algorithm"]) + 14, 44, 26
     width = min((WIDTH - left - right) / len(known) - gap, 330)
     height = max(200, 15 * len(costs))
     figure = canvas(height + 56)
+    ranked = costs[costs["ranked"]]
     for k, name in enumerate(known):
         ax = axes(figure, left + k * (width + gap), 12, width, height)
         for y in costs["accuracy"]:
             ax.axhline(y, color=LIGHT["line"], lw=0.6, zorder=0)
-        dots(ax, costs[name], costs["accuracy"], size=7)
+        beaten = dominated_by(ranked, [name]) != ""
+        best = ranked[~beaten & ranked[name].notna()].sort_values([name, "accuracy"])
+        ax.plot(best[name], best["accuracy"], color=LIGHT["c0"], lw=1, alpha=0.5)
+        for colour, rows in (("muted", ranked[beaten]), ("c0", best)):
+            dots(ax, rows[name], rows["accuracy"], colour, size=7)
+        others = costs[~costs["ranked"]]
+        rings(ax, others[name], others["accuracy"], "muted", size=6)
         ax.set_xlabel(COSTS[name], loc="left")
         ax.set_ylim(*padded(costs["accuracy"].min(), costs["accuracy"].max()))
         ax.grid(False, axis="y")
@@ -160,18 +190,28 @@ def efficiency(costs: pd.DataFrame, known: list[str]) -> Figure:
             ax.set_ylabel("accuracy, %", loc="bottom")
         else:
             ax.tick_params(labelleft=False)
-    name_heights(ax, costs.set_index("algorithm")["accuracy"])
+    grey = costs[~costs["ranked"] | (costs["dominated by"] != "")]
+    name_heights(
+        ax,
+        costs.set_index("algorithm")["accuracy"],
+        greyed={*grey["algorithm"]},
+    )
     return figure
 
 
 def name_heights(
-    ax: Axes, heights: pd.Series, colours: dict[str, str] | None = None
+    ax: Axes,
+    heights: pd.Series,
+    colours: dict[str, str] | None = None,
+    greyed: Container[str] = (),
 ) -> None:
     """Write each method's name to the right of its height, none over another."""
     low, high = ax.get_ylim()
     pixels = ax.get_position().height * ax.figure.get_size_inches()[1] * 72
     rows = heights.sort_values()
-    places = spread(rows.to_numpy(), 14 * (high - low) / pixels)
+    gap = 14 * (high - low) / pixels
+    places = spread(rows.to_numpy(), gap)
+    places = np.minimum(places, high - gap * np.arange(len(rows))[::-1])
     for (name, y), place in zip(rows.items(), places, strict=True):
         colour = LIGHT[(colours or {}).get(name, "line")]
         line = {"arrowstyle": "-", "color": colour, "relpos": (0, 0.5)}
@@ -183,6 +223,7 @@ def name_heights(
             xycoords=ax.get_yaxis_transform(),
             va="center",
             annotation_clip=False,
+            color=LIGHT["muted" if name in greyed else "ink"],
             arrowprops=line | {"shrinkA": 1, "shrinkB": 0},
         )
 

@@ -18,11 +18,11 @@ from domainbed.lib.errors import InputError
 from domainbed.lib.mixtures import facts_of, mixtures, same_draws
 from domainbed.lib.query import Q
 from domainbed.model_selection import OracleSelectionMethod, SelectionMethod
-from domainbed.names import algorithm_names
 from domainbed.report import data, few_shot
-from domainbed.report.blocks import Chosen, absent, attention_block, method_blocks
+from domainbed.report.blocks import attention_block, method_blocks
+from domainbed.report.chosen import Chosen, absent
 from domainbed.report.coverage import STATES, coverage_block, read_runs, unknown_runs
-from domainbed.report.parts import Block, Part, plural, summary
+from domainbed.report.parts import Block, Part, differences, plural, summary
 from domainbed.report.svg import PALETTE
 from domainbed.tables import few_shot as tables
 from domainbed.tables import frames, protocol
@@ -32,10 +32,13 @@ Methods = Sequence[type[SelectionMethod]]
 TEMPLATE = Path(__file__).parents[1] / "assets" / "report.html"
 
 
-def make_report(input_dir: Path, output: Path, methods: Methods) -> str:
+def make_report(
+    input_dir: Path, output: Path, methods: Methods, reference: str | None = None
+) -> str:
     """The page's HTML; InputError if the folder holds no runs.
 
-    Links to logs are relative to the folder of `output`.
+    Links to logs are relative to the folder of `output`. With a reference, an
+    algorithm, tables have differences to it beside them.
     """
     if not input_dir.is_dir():
         raise InputError(
@@ -51,12 +54,18 @@ def make_report(input_dir: Path, output: Path, methods: Methods) -> str:
             "sweep's output_dir."
         )
     if is_few_shot(records, runs):
+        if reference is not None:
+            raise InputError("--reference is not of few-shot runs.")
         names = frames.in_order(present, datasets.of_task("few_shot"))
         content = of_few_shots(records, runs, names, output.parent)
     else:
+        if reference is not None:
+            frames.check_reference(records, reference)
         names = frames.in_order(present, datasets.DATASETS)
         rows = protocol.of_rows(loaded, made)
-        content = of_domains(records, runs, names, methods, rows, output.parent)
+        content = of_domains(
+            loaded, runs, names, methods, rows, reference, output.parent
+        )
     environment = jinja2.Environment(
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -100,20 +109,25 @@ def of_few_shots(
 
 
 def of_domains(
-    records: Q,
+    loaded: list[tuple[Path, Q]],
     runs: pd.DataFrame,
     names: list[str],
     methods: Methods,
     rows: protocol.Rows,
+    reference: str | None,
     root: Path,
 ) -> dict[str, Any]:
     """What a page of runs on domains has of its own."""
-    steps = data.steps(records)
-    draws = {method: data.draws(records, method) for method in methods}
-    sections = [(name, section(name, runs, steps, draws, rows, root)) for name in names]
+    records = reporting.records_of(loaded)
+    steps, groups = data.steps(records), reporting.get_grouped_records(records)
+    draws = {method: data.draws(loaded, groups, method) for method in methods}
+    sections = [
+        (name, section(name, runs, steps, draws, rows, reference, root))
+        for name in names
+    ]
     return {
         "methods": [method.name for method in methods],
-        "overview": overview(draws, names, rows) if len(names) > 1 else [],
+        "overview": overview(draws, names, rows, reference) if len(names) > 1 else [],
         "sections": sections,
     }
 
@@ -124,6 +138,7 @@ def section(
     steps: pd.DataFrame,
     draws: dict[type[SelectionMethod], pd.DataFrame],
     rows: protocol.Rows,
+    reference: str | None,
     root: Path,
 ) -> list[Block]:
     """The blocks of one dataset."""
@@ -136,10 +151,17 @@ def section(
     numbered = [f"env{env}" for env in range(last + 1)]
     names = [*frames.environments(dataset)] or numbered
     oracle = own(draws[OracleSelectionMethod])
-    methods = frames.in_order(rows.get(dataset, ()), algorithm_names())
-    apart = protocol.apart(rows, [dataset], methods)
     options = [
-        Chosen(method, own(frame), oracle, steps, runs, names, apart)
+        Chosen(
+            method,
+            own(frame),
+            oracle,
+            steps,
+            runs,
+            names,
+            rows.get(dataset, {}),
+            reference,
+        )
         for method, frame in draws.items()
     ]
     first = next((option for option in options if not option.draws.empty), None)
@@ -168,6 +190,7 @@ def overview(
     draws: dict[type[SelectionMethod], pd.DataFrame],
     names: list[str],
     rows: protocol.Rows,
+    reference: str | None,
 ) -> list[Part]:
     """The methods' averages on every dataset."""
     parts = []
@@ -176,12 +199,25 @@ def overview(
             parts.append(absent(method))
             continue
         accs = data.accuracies(frame[frame["chosen"]])
-        means = frames.averages(accs)
-        means["environment"] = means["dataset"]
-        mean, err = data.wide(means, names)
-        mean[frames.AVERAGE] = mean.apply(frames.mean_of, axis=1)
-        err[frames.AVERAGE] = float("nan")
+        mean, err = by_dataset(accs, names)
         apart = protocol.apart(rows, names, [*mean.index])
         words = [ties(accs, apart).in_words] if len(mean) > 1 else []
-        parts.append(Part(method.name, words, summary(mean, err, apart)))
+        summaries = [summary(mean, err, apart)]
+        if reference in mean.index:
+            less = by_dataset(frames.less(accs, reference), names)
+            summaries.append(differences(*less, apart, reference))
+        parts.append(Part(method.name, words, summaries))
     return parts
+
+
+def by_dataset(
+    accs: pd.DataFrame, names: list[str]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Means and errors of the averages, algorithms x datasets, then the datasets' mean,
+    which has no error.
+    """
+    means = frames.averages(accs)
+    mean, err = data.wide(means.assign(environment=means["dataset"]), names)
+    mean[frames.AVERAGE] = mean.apply(frames.mean_of, axis=1)
+    err[frames.AVERAGE] = float("nan")
+    return mean, err

@@ -54,6 +54,7 @@ class Summary(NamedTuple):
 
     columns: list[str]
     rows: list[tuple[str, list[Cell]]]
+    note: str
 
 
 class Part(NamedTuple):
@@ -61,7 +62,7 @@ class Part(NamedTuple):
 
     selection: str | None
     texts: Sequence[str] = ()
-    summary: Summary | None = None
+    summaries: Sequence[Summary] = ()
     pictures: Sequence[Picture] = ()
     tables: Sequence[Table] = ()
 
@@ -144,7 +145,41 @@ def summary(mean: pd.DataFrame, err: pd.DataFrame, apart: Apart = TOGETHER) -> S
         )
         for name in mean.index
     ]
-    return Summary([*mean.columns], rows)
+    return Summary(
+        [*mean.columns],
+        rows,
+        "Test accuracy in percent ± its standard error over trials. Bold is the "
+        "highest in a column, underlined the second.",
+    )
+
+
+def differences(
+    mean: pd.DataFrame, err: pd.DataFrame, apart: Apart, reference: str
+) -> Summary:
+    """As `summary`, of differences to a reference, which ranks nothing."""
+    rows = [
+        (
+            name + apart.marks.get(name, ""),
+            [
+                Cell(plus(mean.at[name, c]), error(err.at[name, c]), np.nan)
+                for c in mean
+            ],
+        )
+        for name in mean.index
+        if name != reference
+    ]
+    return Summary(
+        [*mean.columns],
+        rows,
+        f"Difference to {reference} in points ± its standard error over trials, trial "
+        "by trial.",
+    )
+
+
+def plus(value: float) -> str:
+    """As `shown`, a gain with its sign."""
+    text = shown(value)
+    return f"+{text}" if value > 0 and text.strip("0.") else text
 
 
 def error(value: float) -> str:

@@ -181,6 +181,13 @@ def dots(
     ax.plot(x, y, "o", ms=size, mew=0, alpha=0.65, color=LIGHT[colour])
 
 
+def rings(
+    ax: Axes, x: np.ndarray, y: np.ndarray, colour: str = "ink", size: float = 8
+) -> None:
+    """A ring for each pair."""
+    ax.plot(x, y, "o", ms=size, mew=1.3, mfc="none", mec=LIGHT[colour])
+
+
 def tiles(
     ax: Axes,
     values: np.ndarray,
@@ -188,10 +195,12 @@ def tiles(
     rows: Sequence[str],
     columns: Sequence[str],
     form: str = "{:.1f}",
+    least: tuple[float, float] = (-np.inf, -np.inf),
 ) -> None:
     """A tile for each value (rows, columns), its colour as strong as it says.
 
-    Strength is -1 to 1: below 0 in the colour of worse, above in that of better.
+    Strength is -1 to 1: below 0 in the colour of worse, above in that of better. Values
+    below the first of `least` have no tile, below the second no text.
     """
     ax.set(xlim=(0, len(columns)), ylim=(len(rows), 0))
     ax.grid(False)
@@ -203,13 +212,17 @@ def tiles(
                 j + 0.5, i + 0.5, "–", ha="center", va="center", color=LIGHT["muted"]
             )
             continue
+        if value < least[0]:
+            continue
         s = strength[i, j]
         rgb = matplotlib.colors.to_rgb(LIGHT["better" if s >= 0 else "worse"])
         alpha = round(0.04 + 0.56 * min(abs(s), 1), 2)
         ax.add_patch(
             Rectangle((j + 0.02, i + 0.04), 0.96, 0.92, facecolor=(*rgb, alpha), lw=0)
         )
-        ax.text(j + 0.5, i + 0.5, form.format(value), ha="center", va="center")
+        if value >= least[1]:
+            text = form.format(value).replace("-", "−")
+            ax.text(j + 0.5, i + 0.5, text, ha="center", va="center")
     ax.set_xticks(np.arange(len(columns)) + 0.5, [short(c, 14) for c in columns])
     ax.set_yticks(np.arange(len(rows)) + 0.5, [short(r) for r in rows])
     ax.tick_params(axis="x", top=True, labeltop=True, bottom=False, labelbottom=False)

@@ -11,7 +11,8 @@ place in the environment,
     env{i}_answer_logp_{step}   log-probability of the answer, float16
     env{i}_label_logp_{step}    and of the label
 
-beside `data` (the dataset's fingerprint), `classes` (their number) and `parts`.
+beside `data` (the dataset's fingerprint), `classes` (their number), `names` (theirs)
+and `parts`.
 """
 
 import io
@@ -94,7 +95,7 @@ def keep(
 ) -> None:
     """Write that step's answers beside those of the chosen step, which the file has.
 
-    `sizes` are the environments' numbers of items, `facts` are data and classes.
+    `sizes` are the environments' numbers of items, `facts` are data, classes and names.
     """
     arrays = {name: a for name, a in load(file).items() if name.endswith(f"_{chosen}")}
     parts = [*dict.fromkeys(own.part for own in answers)]

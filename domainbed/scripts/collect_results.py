@@ -24,6 +24,7 @@ from domainbed.model_selection import environments as keys_of
 from domainbed.names import algorithm_names
 from domainbed.tables import few_shot, formats, frames, paper, protocol, published
 from domainbed.tables.few_shot_text import print_few_shot_tables
+from domainbed.tables.formats import WideTable
 from domainbed.tables.paper import escape
 from domainbed.tables.text import format_mean, print_results_tables, print_table
 from domainbed.tables.ties import Ties, ties
@@ -40,6 +41,9 @@ SELECTIONS = {
 }
 OF_FEW_SHOTS = [n for n, method in SELECTIONS.items() if method in few_shot.METHODS]
 SELECTION_METHODS = tuple(SELECTIONS[n] for n in ("iid", "leave_one_out", "oracle"))
+REFERENCE = (
+    "an algorithm: beside each table the differences to it, such as ZeroShotCLIP"
+)
 OF_A_SPLIT = ("holdout_fraction", "output_dir")  # what --auto_lr merges over
 Methods = tuple[type[model_selection.SelectionMethod], ...]
 
@@ -69,6 +73,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--baseline", metavar="FILE", help="a CSV of published figures, or clip_vit_b16"
     )
+    parser.add_argument("--reference", help=REFERENCE)
     parser.add_argument("--output", metavar="FILE", help="instead of standard output")
     add_quiet(parser)
     args = parser.parse_args(argv)
@@ -196,7 +201,11 @@ def read_sweep(*input_dirs: str) -> list[tuple[Path, Q]]:
 
 
 def upstreams_tables(
-    records: Q, methods: Methods, latex: bool, theirs: pd.DataFrame | None
+    records: Q,
+    methods: Methods,
+    latex: bool,
+    theirs: pd.DataFrame | None,
+    reference: str | None,
 ) -> str:
     """The tables that DomainBed prints; InputError if none of the datasets has one."""
     present = records.select("args.dataset").unique()
@@ -215,7 +224,8 @@ def upstreams_tables(
         else:
             print(f"Total records: {len(records)}")
         for method in methods:
-            print_results_tables(records, method, latex, below(theirs, method))
+            own = below(theirs, method)
+            print_results_tables(records, method, latex, own, reference)
         if latex:
             print("\\end{document}")
     return out.getvalue()
@@ -247,6 +257,8 @@ def few_shot_tables(records: Q, args: argparse.Namespace) -> str:
         raise InputError(
             "few-shot runs have no tables in the format paper; --latex has them."
         )
+    if args.reference is not None:
+        raise InputError("--reference is not of few-shot runs.")
     accs = few_shot.accuracies(records, method)
     if accs.empty:
         raise InputError(f"no run has the accuracies that {method.name} needs.")
@@ -262,9 +274,8 @@ def few_shot_tables(records: Q, args: argparse.Namespace) -> str:
     about = few_shot.about(accs)
     if args.format in ("markdown", "html"):
         titled = {
-            f"{table.title}, model selection: {method.name}": (
-                table.form,
-                ties(table.accs),
+            f"{table.title}, model selection: {method.name}": WideTable(
+                table.form, ties(table.accs)
             )
             for table in found
         }
@@ -287,7 +298,7 @@ def baseline_file(args: argparse.Namespace) -> str:
 def framed_tables(
     records: Q,
     methods: Methods,
-    form: str,
+    args: argparse.Namespace,
     theirs: pd.DataFrame | None,
     rows: protocol.Rows,
 ) -> str:
@@ -297,20 +308,16 @@ def framed_tables(
     if not chosen:
         names = ", ".join(method.name for method in methods)
         raise InputError(f"no run has the accuracies that {names} needs.")
-    longs = {
-        method: with_digests(frames.long_form(accs, method), rows)
-        for method, accs in chosen.items()
-    }
+    form, reference = args.format, args.reference
     if form in ("csv", "json"):
-        return getattr(formats, form)(pd.concat([*longs.values(), theirs]))
-    names = frames.in_order(records.select("args.algorithm"), algorithm_names())
+        longs = [
+            with_facts(frames.long_form(accs, method), accs, reference, rows)
+            for method, accs in chosen.items()
+        ]
+        return getattr(formats, form)(pd.concat([*longs, theirs]))
     tables = {
-        method: with_ties(
-            frames.wide_forms(pd.concat([long, below(theirs, method)]), names),
-            accs,
-            rows,
-        )
-        for (method, accs), long in zip(chosen.items(), longs.values(), strict=True)
+        method: wide_tables(accs, method, below(theirs, method), reference, rows)
+        for method, accs in chosen.items()
     }
     if form == "paper":
         return paper.document(tables)
@@ -322,22 +329,53 @@ def framed_tables(
     return getattr(formats, form)(titled)
 
 
-def with_digests(long: pd.DataFrame, rows: protocol.Rows) -> pd.DataFrame:
-    """A long form with each measured row's protocol by its digest."""
+def with_facts(
+    long: pd.DataFrame,
+    accs: pd.DataFrame,
+    reference: str | None,
+    rows: protocol.Rows,
+) -> pd.DataFrame:
+    """A long form with each row's protocol by its digest, and its difference to the
+    reference.
+    """
     places = zip(long["dataset"], long["algorithm"], strict=True)
-    return long.assign(digest=[rows[d][a].digest for d, a in places])
+    long = long.assign(digest=[rows[d][a].digest for d, a in places])
+    if reference is None:
+        return long
+    less = frames.less(accs, reference)
+    keys = ["dataset", "algorithm", "environment"]
+    both = pd.concat([frames.summary(less), frames.averages(less)])
+    names = {"mean": "difference", "err": "difference_error"}
+    return long.merge(both[[*keys, *names]].rename(columns=names), "left", keys)
 
 
-def with_ties(
-    forms: dict[str, pd.DataFrame], accs: pd.DataFrame, rows: protocol.Rows
-) -> dict[str, tuple[pd.DataFrame, Ties]]:
-    """Each wide form with what the accuracies behind it can tell apart."""
+def wide_tables(
+    accs: pd.DataFrame,
+    method: type[model_selection.SelectionMethod],
+    theirs: pd.DataFrame | None,
+    reference: str | None,
+    rows: protocol.Rows,
+) -> dict[str, WideTable]:
+    """Each wide form, what can be told apart in it, then the differences in it."""
+    names = frames.in_order(accs["algorithm"], algorithm_names())
+    long = pd.concat([frames.long_form(accs, method), theirs])
+    less = {}
+    if reference is not None:
+        others = [name for name in names if name != reference]
+        own = frames.less(accs, reference)
+        own = frames.long_form(own[own["algorithm"] != reference], method)
+        less = frames.wide_forms(own, others)
     tables = {}
-    for title, form in forms.items():
+    for title, form in frames.wide_forms(long, names).items():
         own = accs if title == frames.AVERAGES else accs[accs["dataset"] == title]
-        names = [*dict.fromkeys(own["algorithm"])]
         apart = protocol.apart(rows, [*dict.fromkeys(own["dataset"])], names)
-        tables[title] = form, ties(own, apart)
+        tables[title] = WideTable(form, ties(own, apart))
+        if title in less:
+            note = f"Differences to {reference} in points, trial by trial. {apart.why}"
+            note = Ties({}, note.strip(), apart)
+            tables[f"{title}, less {reference}"] = WideTable(
+                less[title], note, reference
+            )
     return tables
 
 
@@ -371,6 +409,8 @@ def main(argv: list[str] | None = None) -> None:
     if any(map(few_shot.is_few_shot, records)):
         deliver(few_shot_tables(records, args), args)
         return
+    if args.reference is not None:
+        frames.check_reference(records, args.reference)
     theirs = None
     if args.baseline:
         present = frames.in_order(records.select("args.dataset"), datasets.DATASETS)
@@ -385,10 +425,11 @@ def main(argv: list[str] | None = None) -> None:
         for line in itertools.chain(*said, cut, mixtures(made)):
             print(printable(line), file=sys.stderr)
     if is_text:
-        text = upstreams_tables(records, methods, args.format == "latex", theirs)
+        latex = args.format == "latex"
+        text = upstreams_tables(records, methods, latex, theirs, args.reference)
     else:
         rows = protocol.of_rows(runs, made)
-        text = framed_tables(records, methods, args.format, theirs, rows)
+        text = framed_tables(records, methods, args, theirs, rows)
     deliver(text, args)
 
 

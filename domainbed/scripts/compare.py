@@ -9,18 +9,16 @@ import itertools
 import sys
 from pathlib import Path
 
-import numpy as np
-
 from domainbed import datasets, model_selection
-from domainbed.lib import misc, reporting
+from domainbed.lib import reporting
 from domainbed.lib.errors import InputError, UnknownNameError, exits_on_input_error
+from domainbed.lib.mixtures import facts_of
 from domainbed.lib.progress import add_quiet
 from domainbed.lib.reporting import listed, printable
-from domainbed.runs import predictions
 from domainbed.scripts.collect_results import selection_methods
-from domainbed.tables import comparison, frames
+from domainbed.tables import comparison, frames, protocol
+from domainbed.tables.answers import Told, read
 
-Told = tuple[str, predictions.Answers]  # what the images are, what was answered
 Cells = dict[tuple[int, int], Told]  # by test environment and trial
 
 
@@ -58,6 +56,7 @@ class Sweep:
         self.folders = {id(record): folder for folder, run in runs for record in run}
         self.records = reporting.records_of(runs)
         self.groups = reporting.get_grouped_records(self.records)
+        self.rows = protocol.of_rows(runs, facts_of(*folders))
 
     def answers(self, dataset: str, algorithm: str) -> Cells:
         """Of the runs that were chosen, on their test domain's in-split."""
@@ -81,30 +80,20 @@ class Sweep:
         return found
 
 
-def read(folder: Path, env: int, step: int) -> Told | None:
-    """Of a run's test domain; None if that step is not kept."""
-    arrays = predictions.load(folder / predictions.NAME)
-    own = predictions.read(arrays, env, "in", step) if arrays else None
-    if own is None:
-        return None
-    items = misc.digest(map(str, [*own.place.tolist(), "labels", *own.label.tolist()]))
-    return f"{arrays['data']}-{items}", own
-
-
 def paired(
     first: Cells, second: Cells, names: str
 ) -> dict[int, dict[int, comparison.Cell]]:
     """The cells of both, by environment and trial; InputError if images differ."""
     cells: dict[int, dict[int, comparison.Cell]] = {}
     for env, trial in sorted({*first} & {*second}):
-        (one, a), (other, b) = first[env, trial], second[env, trial]
-        if one != other:
+        a, b = first[env, trial], second[env, trial]
+        if a.items != b.items:
             raise InputError(
                 f"{names} were tested on other images, or in another order, in test "
-                f"environment {env}, trial {trial}: {one} and {other}."
+                f"environment {env}, trial {trial}: {a.items} and {b.items}."
             )
-        right = (np.asarray(own.answer == own.label) for own in (a, b))
-        cells.setdefault(env, {})[trial] = comparison.Cell(a.place, *right)
+        cell = comparison.Cell(a.answers.place, a.right, b.right)
+        cells.setdefault(env, {})[trial] = cell
     return cells
 
 
@@ -135,6 +124,9 @@ def main(argv: list[str] | None = None) -> None:
             }
             print(f"\n-------- {printable(dataset)}: {printable(first)} and", end=" ")
             print(f"{printable(second)}, chosen by {method.name}")
+            protocols = sweep.rows[dataset][a], other.rows[dataset][b]
+            if changes := protocol.differences(*protocols):
+                print(printable(f"Their protocols differ: {changes}."))
             for text in comparison.sentences(named, first, second, args.resamples):
                 print(printable(text))
     without = [*dict.fromkeys(sweep.without + other.without)]

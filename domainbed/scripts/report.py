@@ -8,7 +8,7 @@ from domainbed.lib.misc import write_whole
 from domainbed.lib.optional import require
 from domainbed.lib.paths import user_path
 from domainbed.lib.progress import add_quiet, silenced
-from domainbed.scripts.collect_results import SELECTION_METHODS
+from domainbed.scripts.collect_results import REFERENCE, SELECTION_METHODS
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -17,6 +17,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--input_dir", type=user_path, required=True, help="the sweep's folder"
     )
     parser.add_argument("--output", default="report.html", help="the file to write")
+    parser.add_argument("--reference", help=REFERENCE)
     add_quiet(parser)
     return parser.parse_args(argv)
 
@@ -30,7 +31,9 @@ def main(argv: list[str] | None = None) -> None:
 
     output = Path(args.output)
     with silenced(args.quiet):
-        page = make_report(Path(args.input_dir), output, SELECTION_METHODS)
+        page = make_report(
+            Path(args.input_dir), output, SELECTION_METHODS, args.reference
+        )
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         write_whole(output, page)

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from html import escape
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -23,8 +24,20 @@ th, td {{ padding: .2em .6em; text-align: left; border-bottom: 1px solid }}
 """
 
 
-def texts(form: pd.DataFrame, column: str, sign: str = "±") -> list[str]:
-    """A column of a wide form: 60.1 ± 0.3, without an error 60.1.
+class WideTable(NamedTuple):
+    """A wide form, what can be told apart in it, and the row that its figures are
+    differences to, if they are.
+    """
+
+    form: pd.DataFrame
+    ties: Ties
+    less: str | None = None
+
+
+def texts(
+    form: pd.DataFrame, column: str, sign: str = "±", differences: bool = False
+) -> list[str]:
+    """A column of a wide form: 60.1 ± 0.3, without an error 60.1; differences +1.2.
 
     X where nothing was measured, nothing where nothing was published.
     """
@@ -32,7 +45,8 @@ def texts(form: pd.DataFrame, column: str, sign: str = "±") -> list[str]:
     def text(source: str, mean: float, err: float, n: float) -> str:
         if pd.isna(mean) and not n > 0:
             return "X" if source == MEASURED else ""
-        return f"{mean:.1f}" if pd.isna(err) else f"{mean:.1f} {sign} {err:.1f}"
+        own = f"{mean:+.1f}" if differences else f"{mean:.1f}"
+        return own if pd.isna(err) else f"{own} {sign} {err:.1f}"
 
     figures = form.xs(column, axis=1, level=1).itertuples(index=False)
     sources = form.index.get_level_values("source")
@@ -41,18 +55,19 @@ def texts(form: pd.DataFrame, column: str, sign: str = "±") -> list[str]:
     ]
 
 
-def cells(form: pd.DataFrame, ties: Ties) -> pd.DataFrame:
-    """A wide form as its reader sees it; published rows bring a column Source.
+def cells(table: WideTable) -> pd.DataFrame:
+    """A table as its reader sees it; published rows bring a column Source.
 
     The letters of rows that cannot be told apart have a column Alike.
     """
+    form, ties, less = table
     names = [
         printable(name) + mark_of(ties, source, name) for source, _, name in form.index
     ]
     frame = pd.DataFrame(
         {"Algorithm": names}
         | {
-            printable(title): texts(form, column)
+            printable(title): texts(form, column, differences=less is not None)
             for title, column in zip(
                 headings([*form["mean"].columns]), form["mean"].columns, strict=True
             )
@@ -96,10 +111,8 @@ def json(frame: pd.DataFrame) -> str:
     return as_records(frame).to_json(orient="records", indent=1) + "\n"
 
 
-def markdown(
-    tables: dict[str, tuple[pd.DataFrame, Ties]], about: Sequence[str] = ()
-) -> str:
-    """For each wide form a heading, a table and what can be told apart in it.
+def markdown(tables: dict[str, WideTable], about: Sequence[str] = ()) -> str:
+    """For each a heading, its cells and what can be told apart in it.
 
     Sentences about all of them come first.
     """
@@ -111,23 +124,21 @@ def markdown(
         return f"| {' | '.join(map(plain, row))} |"
 
     parts = [f"{plain(sentence)}\n" for sentence in about]
-    for title, (form, ties) in tables.items():
-        frame = cells(form, ties)
+    for title, table in tables.items():
+        frame = cells(table)
         rule = "|---" * len(frame.columns) + "|"
         lines = [line([*frame.columns]), rule, *map(line, frame.to_numpy().tolist())]
-        note = plain(printable(ties.note))
+        note = plain(printable(table.ties.note))
         heading = f"## {plain(printable(title))}"
         parts.append("\n".join([heading, "", *lines, "", note, ""]))
     return "\n".join(parts)
 
 
-def html(
-    tables: dict[str, tuple[pd.DataFrame, Ties]], about: Sequence[str] = ()
-) -> str:
+def html(tables: dict[str, WideTable], about: Sequence[str] = ()) -> str:
     """As `markdown`, a page."""
     parts = [f"<p>{escape(sentence)}</p>" for sentence in about]
-    for title, (form, ties) in tables.items():
-        table = cells(form, ties).to_html(index=False, border=0, justify="left")
-        note = escape(printable(ties.note))
-        parts.append(f"<h2>{escape(printable(title))}</h2>\n{table}\n<p>{note}</p>")
+    for title, table in tables.items():
+        rows = cells(table).to_html(index=False, border=0, justify="left")
+        note = escape(printable(table.ties.note))
+        parts.append(f"<h2>{escape(printable(title))}</h2>\n{rows}\n<p>{note}</p>")
     return PAGE.format("\n".join(parts))

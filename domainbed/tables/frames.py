@@ -11,6 +11,7 @@ import pandas as pd
 
 from domainbed import datasets, model_selection
 from domainbed.lib import reporting
+from domainbed.lib.errors import UnknownNameError
 from domainbed.lib.paths import name_and_place
 from domainbed.lib.query import Q
 from domainbed.model_selection import SelectionMethod
@@ -151,6 +152,24 @@ def averages(frame: pd.DataFrame) -> pd.DataFrame:
     ]
     columns = ["dataset", "algorithm", "environment", "acc"]
     return summary(pd.DataFrame(rows, columns=columns))
+
+
+def check_reference(records: Q, name: str) -> None:
+    """InputError unless it is an algorithm of the records."""
+    present = records.select("args.algorithm").unique()
+    if name not in present:
+        raise UnknownNameError("algorithm as --reference", name, present)
+
+
+def less(accs: pd.DataFrame, reference: str) -> pd.DataFrame:
+    """The frame of `accuracies` less what the reference has in the same trial.
+
+    Trials that the reference lacks are left out.
+    """
+    keys = ["dataset", "test_env", "trial_seed"]
+    theirs = accs.loc[accs["algorithm"] == reference, [*keys, "acc"]]
+    own = accs.merge(theirs, on=keys, suffixes=("", "_of_reference"))
+    return own.assign(acc=own["acc"] - own["acc_of_reference"])
 
 
 def _in_table_order(frame: pd.DataFrame) -> pd.DataFrame:

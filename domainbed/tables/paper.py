@@ -5,9 +5,8 @@ import pandas as pd
 from domainbed.lib.errors import InputError
 from domainbed.lib.reporting import printable
 from domainbed.model_selection import SelectionMethod
-from domainbed.tables.formats import letters_of, mark_of, texts
+from domainbed.tables.formats import WideTable, letters_of, mark_of, texts
 from domainbed.tables.frames import AVERAGES, MEASURED, as_shown, headings
-from domainbed.tables.ties import Ties
 
 GROUPS = ZERO_SHOT, FROZEN, TUNED, OTHERS, PUBLISHED = (
     "Zero-shot CLIP",
@@ -67,16 +66,18 @@ def marked(cells: list[str], means: pd.Series) -> list[str]:
     ]
 
 
-def body(form: pd.DataFrame, ties: Ties) -> str:
-    """A wide form's rows by group, with the letters of those that are alike."""
+def body(table: WideTable) -> str:
+    """A table's rows by group, with the letters of those that are alike."""
+    form, ties, less = table
     measured = form.index.get_level_values("source") == MEASURED
     n = measured.sum()  # they come first
     columns = []
     for name in form["mean"].columns:
-        cells = texts(form, name, sign="$\\pm$")
+        cells = texts(form, name, "$\\pm$", less is not None)
         means = form.loc[measured, ("mean", name)]
         ranked = ~means.index.get_level_values("algorithm").isin(ties.apart.names)
-        best = marked(cells[:n], means.where(ranked))
+        own = cells[:n]
+        best = own if less else marked(own, means.where(ranked))
         columns.append(best + cells[n:])
     groups: dict[str, list[str]] = {group: [] for group in GROUPS}
     for (source, _, name), *cells in zip(form.index, *columns, strict=True):
@@ -93,25 +94,26 @@ def body(form: pd.DataFrame, ties: Ties) -> str:
     return "\n\\midrule\n".join(parts)
 
 
-def table(title: str, form: pd.DataFrame, ties: Ties, selection: str) -> str:
-    """A wide form as a LaTeX table."""
-    columns = [*map(escape, headings([*form["mean"].columns]))]
+def table(title: str, own: WideTable, selection: str) -> str:
+    """It in LaTeX."""
+    columns = [*map(escape, headings([*own.form["mean"].columns]))]
     return rf"""\begin{{table}}
-\caption{{{caption(title, form, ties, selection)}}}
+\caption{{{caption(title, own, selection)}}}
 \centering
 \adjustbox{{max width=\textwidth}}{{%
 \begin{{tabular}}{{l{"c" * len(columns)}}}
 \toprule
 {" & ".join(["Algorithm", *columns])} \\
 \midrule
-{body(form, ties)}
+{body(own)}
 \bottomrule
 \end{{tabular}}}}
 \end{{table}}"""
 
 
-def caption(title: str, form: pd.DataFrame, ties: Ties, selection: str) -> str:
+def caption(title: str, own: WideTable, selection: str) -> str:
     """What the table shows, how it was made, and what its marks claim."""
+    form = own.form
     what = "the test domains of each dataset" if title == AVERAGES else escape(title)
     trials = sorted({int(n) for n in form["n"].stack() if n > 0})
     number = " to ".join(map(str, dict.fromkeys(trials[:1] + trials[-1:]))) or "no"
@@ -119,8 +121,8 @@ def caption(title: str, form: pd.DataFrame, ties: Ties, selection: str) -> str:
     parts = [
         f"Test accuracy in percent on {what}, mean and standard error over {number}.",
         f"Model selection: {escape(selection)}.",
-        "Bold: the best; underlined: the second.",
-        escape(ties.note),
+        *([] if own.less else ["Bold: the best; underlined: the second."]),
+        escape(own.ties.note),
     ]
     sources = [*form.index.get_level_values("source").unique()]
     sources = [escape(source) for source in sources if source not in (MEASURED, "")]
@@ -132,12 +134,12 @@ def caption(title: str, form: pd.DataFrame, ties: Ties, selection: str) -> str:
 
 
 def document(
-    tables: dict[type[SelectionMethod], dict[str, tuple[pd.DataFrame, Ties]]],
+    tables: dict[type[SelectionMethod], dict[str, WideTable]],
 ) -> str:
     """A LaTeX document of all tables."""
     parts = [
-        table(title, form, ties, method.name)
+        table(title, each, method.name)
         for method, own in tables.items()
-        for title, (form, ties) in own.items()
+        for title, each in own.items()
     ]
     return START + "\n\n".join(parts) + "\n\\end{document}\n"

@@ -170,6 +170,16 @@ def given_prompt(record: dict[str, Any]) -> str:
     return str(record["hparams"].get("prompt", "")) if named else ""
 
 
+def differences(first: Protocol, second: Protocol) -> str:
+    """In what two are not the same, in words; what is not known of one is."""
+    changes = (
+        f"{field.replace('_', ' ')} {x} against {y}"
+        for field, x, y in zip(Protocol._fields, first, second, strict=True)
+        if x != y and x and y
+    )
+    return " and ".join(changes)
+
+
 def apart(rows: Rows, dataset_names: list[str], names: list[str]) -> Apart:
     """Which rows, of those `names`, a table over these datasets does not rank.
 

@@ -137,15 +137,35 @@ def below_a_rule(
     return [None, *rows], ["", *form.index.get_level_values("algorithm")]
 
 
+def less(accs: Q, reference: str) -> Q:
+    """Each group's acc less the reference's in the same trial; none where it has none.
+
+    As `frames.less`.
+    """
+
+    def place(group: dict) -> tuple:
+        return group["dataset"], group["test_env"], group["trial_seed"]
+
+    theirs = accs.filter_equals("algorithm", reference)
+    theirs = {place(group): group["acc"] for group in theirs}
+    return Q(
+        {**group, "acc": group["acc"] - theirs[place(group)]}
+        for group in accs
+        if place(group) in theirs
+    )
+
+
 def print_results_tables(
     records: Q,
     method: type[model_selection.SelectionMethod],
     latex: bool,
     published: pd.DataFrame | None = None,
+    reference: str | None = None,
 ) -> None:
     """Print a table per dataset and one of averages, for one selection method.
 
-    Published rows (see `tables`) stand below the averages.
+    Published rows (see `tables`) stand below the averages, and differences to the
+    reference behind each table.
     """
     groups = reporting.get_grouped_records(records)
     accs = groups.map(
@@ -155,28 +175,36 @@ def print_results_tables(
     present = in_order(groups.select("dataset"), datasets.DATASETS)
     found = {name: environments(name, records) for name in present}
     dataset_names = [name for name in present if found[name]]
-    about = f"model selection method: {method.name}"
     if latex:
         print(f"\n\\subsection{{Model selection: {method.name}}}")
-    for dataset in dataset_names:
+    kinds = {"": accs}
+    if reference is not None:
+        kinds[f", less {reference}"] = less(accs, reference)
+    others = [name for name in names if name != reference]
+
+    def show(title: str, table: list, own: list[str], *columns: str, width: int):
         if latex:
-            print(f"\n\\subsubsection{{{escape(dataset)}}}")
+            print(f"\n\\subsubsection{{{escape(title)}}}")
         print_table(
-            dataset_table(accs, dataset, len(found[dataset]), names, latex),
-            f"Dataset: {dataset}, {about}",
-            names,
-            ["Algorithm", *found[dataset], AVERAGE],
-            colwidth=20,
+            table,
+            f"{title}, model selection method: {method.name}",
+            own,
+            ["Algorithm", *columns, AVERAGE],
+            colwidth=width,
             latex=latex,
         )
-    if latex:
-        print("\n\\subsubsection{Averages}")
-    rows, labels = below_a_rule(published, [*dataset_names, AVERAGE])
-    print_table(
-        averages_table(accs, dataset_names, names, latex) + rows,
-        f"Averages, {about}",
-        names + labels,
-        ["Algorithm", *headings(dataset_names), AVERAGE],
-        colwidth=25,
-        latex=latex,
-    )
+
+    for dataset in dataset_names:
+        for less_it, own_accs in kinds.items():
+            own = others if less_it else names
+            table = dataset_table(own_accs, dataset, len(found[dataset]), own, latex)
+            title = dataset if latex else f"Dataset: {dataset}"
+            show(title + less_it, table, own, *found[dataset], width=20)
+    for less_it, own_accs in kinds.items():
+        own = others if less_it else names
+        table = averages_table(own_accs, dataset_names, own, latex)
+        rows, labels = [], []
+        if not less_it:
+            rows, labels = below_a_rule(published, [*dataset_names, AVERAGE])
+        columns = headings(dataset_names)
+        show("Averages" + less_it, table + rows, own + labels, *columns, width=25)

@@ -380,8 +380,9 @@ def test_sensitivity_is_within_the_trial(tmp_path):
             accuracy = 0.5 + 0.2 * trial + 0.02 * draw
             facts = {"trial": trial, "draw": draw, "hparams": {"lr": lr, "same": 1}}
             write_run(tmp_path / "s", [(0.5, accuracy)], **facts)
-    records = reporting.load_records(tmp_path / "s")
-    draws = data.draws(records, OracleSelectionMethod)
+    runs = reporting.load_runs(tmp_path / "s")
+    groups = reporting.get_grouped_records(reporting.records_of(runs))
+    draws = data.draws(runs, groups, OracleSelectionMethod)
     frame = data.sensitivity(draws)
     assert {*frame["hparam"]} == {"lr"}
     assert frame["gain"].tolist() == pytest.approx([-2, 0, 2] * 2)

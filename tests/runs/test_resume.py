@@ -234,6 +234,7 @@ def test_run_json_says_what_the_run_is_made_from(tmp_path):
     run = training.Run(train.parse_args(command(tmp_path / "d")))
     trainable = [p for p in run.algorithm.parameters() if p.requires_grad]
     assert a["parameters"] == sum(p.numel() for p in trainable)
+    assert a["backbone"] == run.algorithm.backbone.fingerprint
     assert misc.plain(a["hparams"]) == run.hparams
 
 

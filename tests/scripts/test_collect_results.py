@@ -485,3 +485,41 @@ def test_rows_of_another_protocol_are_not_ranked_in_any_format(tmp_path, capsys)
     rows = pd.read_csv(io.StringIO(capsys.readouterr().out))
     digests = rows.groupby("algorithm")["protocol_digest"].unique().map(list)
     assert digests["MIRO"] == digests["LinearERM"] != digests["LFA"]
+
+
+def test_a_reference_brings_differences_beside_each_table(tmp_path, capsys):
+    for name, accs in {"LFA": (0.5, 0.75), "MIRO": (0.25, 1.0)}.items():
+        for trial, acc in enumerate(accs):
+            for env in range(4):
+                own = {f"env{env}_in_acc": acc}
+                args = {"algorithm": name, "test_envs": [env], "trial_seed": trial}
+                write_run(tmp_path / "s", f"{name}{env}{trial}", more=own, **args)
+    flags = ["--input_dir", tmp_path / "s", "--selection", "iid"]
+    assert run_main(*flags) == 0
+    plain = capsys.readouterr().out
+    assert run_main(*flags, "--reference", "LFA") == 0
+    text = capsys.readouterr().out
+    kept = [block for block in text.split("\n\n") if ", less LFA" not in block]
+    assert "\n\n".join(kept).strip() == plain.strip()
+    table = text.split("-------- Dataset: PACS, less LFA, model selection")[1]
+    row = table.splitlines()[2].split("  ")
+    cells = [cell.strip() for cell in row if cell.strip()]
+    assert cells == ["MIRO", *["0.0 +/- 17.7"] * 4, "0.0"]  # of -25 and 25
+    assert "-------- Averages, less LFA" in text
+    for form in ("markdown", "html"):
+        assert run_main(*flags, "--reference", "LFA", "--format", form) == 0
+        text = capsys.readouterr().out
+        assert "PACS, less LFA" in text
+        assert "+0.0 ± 17.7" in text
+    assert run_main(*flags, "--reference", "LFA", "--paper") == 0
+    text = capsys.readouterr().out.split("less LFA")[1]
+    assert "Differences to LFA in points, trial by trial" in text
+    assert "textbf" not in text
+    assert run_main(*flags, "--reference", "LFA", "--format", "csv") == 0
+    rows = pd.read_csv(io.StringIO(capsys.readouterr().out)).set_index("algorithm")
+    assert rows.loc["MIRO", "difference_error"].round(1).tolist() == [17.7] * 5
+    assert rows.loc["LFA", "difference"].tolist() == [0.0] * 5
+    assert run_main(*flags, "--latex", "--reference", "LFA") == 0
+    assert "\\subsubsection{PACS, less LFA}" in capsys.readouterr().out
+    assert run_main(*flags, "--reference", "MIRA") == 2
+    assert "Did you mean 'MIRO'?" in capsys.readouterr().err

@@ -118,6 +118,19 @@ def test_two_sweeps_are_compared_and_may_be_moved(sweep, tmp_path, capsys):
     )
 
 
+def test_another_protocol_is_told(sweep, capsys):
+    for file in sweep.glob("LFA*/results.jsonl"):
+        lines = map(json.loads, file.read_text().splitlines())
+        held = [line["args"].update(holdout_fraction=0.1) or line for line in lines]
+        file.write_text("".join(json.dumps(line) + "\n" for line in held))
+    names = ("ERM", "LFA", "MIRO")
+    assert run_main("--input_dir", sweep, "--algorithms", *names) == 0
+    told = "Their protocols differ: held out 0.2 against 0.1."
+    parts = capsys.readouterr().out.split("--------")[1:]
+    assert [told in part for part in parts] == [True, False, False]
+    assert "Their protocols differ: held out 0.1 against 0.2." in parts[2]
+
+
 @pytest.mark.parametrize(
     "flags, sentence",
     [

@@ -14,8 +14,9 @@ import pytest
 from domainbed.lib.query import Q
 from domainbed.model_selection import OracleSelectionMethod as Oracle
 from domainbed.report import parts
-from domainbed.scripts.collect_results import with_ties
+from domainbed.scripts.collect_results import wide_tables
 from domainbed.tables import formats, frames, paper, published, text
+from domainbed.tables.formats import WideTable
 from domainbed.tables.ties import Ties
 
 NO_TIES = Ties({}, "")
@@ -54,10 +55,7 @@ def long(records):
 
 def paper_table(records, theirs=None):
     accs = frames.accuracies(records, Oracle)
-    names = [*dict.fromkeys(accs["algorithm"])]
-    frame = pd.concat([frames.long_form(accs, Oracle), theirs])
-    forms = frames.wide_forms(frame, names)
-    return paper.document({Oracle: with_ties(forms, accs, {})})
+    return paper.document({Oracle: wide_tables(accs, Oracle, theirs, None, {})})
 
 
 def test_accuracies_are_in_the_order_of_the_tables():
@@ -147,10 +145,10 @@ def test_wide_forms_have_a_row_for_every_algorithm():
     records = sweep({"ERM": [[0.5] * 4]}) + sweep({"LFA": [[0.25] * 4]}, "VLCS")
     forms = frames.wide_forms(long(records), ["ERM", "LFA"])
     assert [*forms] == ["VLCS", "PACS", "Averages"]
-    pacs = formats.cells(forms["PACS"], NO_TIES)
+    pacs = formats.cells(WideTable(forms["PACS"], NO_TIES))
     assert pacs.columns.tolist() == ["Algorithm", "A", "C", "P", "S", "Avg"]
     assert pacs["Avg"].tolist() == ["50.0 ± 0.0", "X"]
-    averages = formats.cells(forms["Averages"], NO_TIES).to_numpy().tolist()
+    averages = formats.cells(WideTable(forms["Averages"], NO_TIES)).to_numpy().tolist()
     assert averages == [
         ["ERM", "X", "50.0 ± 0.0", "X"],
         ["LFA", "25.0 ± 0.0", "X", "X"],
@@ -166,7 +164,7 @@ def test_published_rows_stand_below_with_their_source(tmp_path):
     records = sweep({"LFA": [[0.5] * 4]}) + sweep({"LFA": [[0.25] * 4]}, "VLCS")
     frame = pd.concat([long(records), published.published(file, ["VLCS", "PACS"])])
     form = frames.wide_forms(frame, ["LFA"])["Averages"]
-    assert formats.cells(form, NO_TIES).to_numpy().tolist() == [
+    assert formats.cells(WideTable(form, NO_TIES)).to_numpy().tolist() == [
         ["LFA", "25.0 ± 0.0", "50.0 ± 0.0", "37.5", "this sweep"],
         ["LFA", "", "96.1", "", "a paper; 5 draws"],
         ["Other", "80.0", "90.0", "85.0", "a talk"],  # over these two, not theirs of 3
@@ -177,7 +175,7 @@ def test_names_in_markdown_and_html_stay_data():
     records = sweep({name: [[0.5] * 4] for name in HOSTILE})
     records += sweep({"ERM": [[0.5]]}, HOSTILE[4])
     forms = frames.wide_forms(long(records), [*HOSTILE])
-    tables = {title: (form, NO_TIES) for title, form in forms.items()}
+    tables = {title: WideTable(form, NO_TIES) for title, form in forms.items()}
     page = formats.html(tables)
     found = []
 

@@ -199,15 +199,17 @@ def test_no_table_ranks_a_row_of_another_protocol_or_gives_it_letters():
     assert own.letters == table(protocol.TOGETHER, alone)[1].letters
     assert own.note.startswith(table(protocol.TOGETHER, alone)[1].note)
     assert own.note.endswith(found.why)
-    latex = paper.table("PACS", form, own, "x")
+    latex = paper.table("PACS", formats.WideTable(form, own), "x")
     assert latex.count(r"\textbf{60.0 ") == 5  # four domains and their average
     assert latex.count(r"\underline{50.0 ") == 5
     assert r"ERM$^{\dag{}}$ & 90.0 $\pm$" in latex
     assert "backbone ResNet-50); what is ranked has backbone CLIP ViT-B/16." in latex
-    cells = formats.cells(form, own).set_index("Algorithm")
+    cells = formats.cells(formats.WideTable(form, own)).set_index("Algorithm")
     assert cells.index.tolist() == ["LFA", "MIRO", "CLIPAdapter", "ERM †"]
     assert cells.at["ERM †", "Alike"] == ""
-    assert found.why.split(":")[0] in formats.markdown({"PACS": (form, own)})
+    assert found.why.split(":")[0] in formats.markdown(
+        {"PACS": formats.WideTable(form, own)}
+    )
     mean = form["mean"].droplevel(["source", "protocol"])
     ranks = {
         name: [cell.rank for cell in own]
@@ -227,4 +229,4 @@ def test_rows_that_chose_on_test_data_are_marked_even_alone():
     form, own = table(
         found._replace(names=frozenset({"ERM"}), marks={"ERM": " *"}), ACCS
     )
-    assert r"ERM$^{{*}}$ &" in paper.table("PACS", form, own, "x")
+    assert r"ERM$^{{*}}$ &" in paper.table("PACS", formats.WideTable(form, own), "x")
