@@ -16,6 +16,7 @@ from torch import nn
 from domainbed import networks
 from domainbed.backbones import Kind, default_clip
 from domainbed.lib import state
+from domainbed.lib.bounds import at_least, between
 from domainbed.lib.errors import InputError
 from domainbed.names import REGISTRY
 
@@ -153,7 +154,7 @@ class Algorithm(nn.Module):
         goes: `constant`, `cosine` to 0 by step, `warm_cosine` by epoch as in CoOp.
         A `batch_size` of None is all shots at once.
         """
-        return {"epochs": (100, None), "schedule": ("constant", None)}
+        return {"epochs": at_least(1, 100), "schedule": ("constant", None)}
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -222,9 +223,9 @@ class OwnNetwork(Algorithm):
             "vit_model": (small or networks.DINOV2, None),  # of vit and dinov2
             # Of the network that takes vectors, 0 layers meaning the vectors as they
             # are; None: as the mlp_ rows of a method that has these, else 256, 3, 0.
-            "vector_width": (None, None),
-            "vector_depth": (None, None),
-            "vector_dropout": (None, None),
+            "vector_width": at_least(1, None),
+            "vector_depth": at_least(0, None),
+            "vector_dropout": between(0, 1, None),
         }
 
     def make_classifier(self, n_inputs: int, n_outputs: int) -> nn.Module:

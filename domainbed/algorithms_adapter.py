@@ -18,7 +18,8 @@ from torch import nn
 from domainbed.algorithms import register
 from domainbed.algorithms_lfa import CLIPAlgorithm, unit
 from domainbed.backbones import VisionTransformer, attend
-from domainbed.lib.errors import UnknownNameError, check_hparam
+from domainbed.lib.bounds import at_least, between
+from domainbed.lib.errors import UnknownNameError
 from domainbed.lib.schedules import SCHEDULES, set_learning_rate, share
 
 HEADS = ("text", "linear")
@@ -38,7 +39,7 @@ class TowerCLIP(CLIPAlgorithm):
     def hparam_rows(cls, dataset):
         rows = super().hparam_rows(dataset)
         del rows["feature_dtype"], rows["momentum"]
-        return rows | {"schedule": ("constant", None), "warmup_steps": (0, None)}
+        return rows | {"schedule": ("constant", None), "warmup_steps": at_least(0, 0)}
 
     @classmethod
     def few_shot_rows(cls, dataset, shots):
@@ -46,7 +47,6 @@ class TowerCLIP(CLIPAlgorithm):
         return {name: rows[name] for name in ("batch_size", "epochs")}
 
     def make_optimizer(self, parameters):
-        check_hparam(self.hparams, "warmup_steps", 0)
         if (schedule := self.hparams["schedule"]) not in SCHEDULES:
             name = "value of the hyperparameter schedule:"
             raise UnknownNameError(name, schedule, SCHEDULES)
@@ -150,16 +150,14 @@ class ARC_att(AdapterCLIP):
     @classmethod
     def hparam_rows(cls, dataset):
         return super().hparam_rows(dataset) | {
-            "arc_dim": (50, lambda r: r.choice([10, 25, 50, 100])),
-            "arc_dropout": (0.1, lambda r: r.choice([0.0, 0.1])),
-            "lr": (1e-3, lambda r: 10 ** r.uniform(-3.5, -2)),
-            "weight_decay": (0.0, lambda r: r.choice([0.0, 1e-4, 1e-2])),
+            "arc_dim": at_least(1, 50, lambda r: r.choice([10, 25, 50, 100])),
+            "arc_dropout": between(0, 1, 0.1, lambda r: r.choice([0.0, 0.1])),
+            "lr": at_least(0, 1e-3, lambda r: 10 ** r.uniform(-3.5, -2)),
+            "weight_decay": at_least(0, 0.0, lambda r: r.choice([0.0, 1e-4, 1e-2])),
         }
 
     def build(self):
         super().build()
-        check_hparam(self.hparams, "arc_dim", 1)
-        check_hparam(self.hparams, "arc_dropout", 0, 1)
         n_layers, width, r = len(self.blocks), self.width, self.hparams["arc_dim"]
         for at in self.POSITIONS:
             basis = nn.init.xavier_uniform_(torch.empty(width, r))
@@ -245,19 +243,16 @@ class MAM(AdapterCLIP):
     @classmethod
     def hparam_rows(cls, dataset):
         return super().hparam_rows(dataset) | {
-            "mam_l": (16, lambda r: r.choice([5, 10, 16, 30])),
-            "mam_r": (64, lambda r: r.choice([16, 64, 128])),
+            "mam_l": at_least(0, 16, lambda r: r.choice([5, 10, 16, 30])),
+            "mam_r": at_least(1, 64, lambda r: r.choice([16, 64, 128])),
             "mam_s": (4.0, lambda r: r.choice([1.0, 2.0, 4.0])),
-            "mam_dropout": (0.1, None),
-            "lr": (1e-4, lambda r: 10 ** r.uniform(-4.5, -3)),
-            "weight_decay": (0.01, lambda r: r.choice([0.0, 0.01, 0.1])),
+            "mam_dropout": between(0, 1, 0.1),
+            "lr": at_least(0, 1e-4, lambda r: 10 ** r.uniform(-4.5, -3)),
+            "weight_decay": at_least(0, 0.01, lambda r: r.choice([0.0, 0.01, 0.1])),
         }
 
     def build(self):
         super().build()
-        check_hparam(self.hparams, "mam_l", 0)
-        check_hparam(self.hparams, "mam_r", 1)
-        check_hparam(self.hparams, "mam_dropout", 0, 1)
         n_layers, width, r = len(self.blocks), self.width, self.hparams["mam_r"]
         shape = (n_layers, self.hparams["mam_l"], width)
         self.prefix_key = nn.Parameter(0.02 * torch.randn(shape))

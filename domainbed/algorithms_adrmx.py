@@ -18,6 +18,7 @@ from domainbed.algorithms import (
     register,
 )
 from domainbed.algorithms_adversarial import discriminators_turn
+from domainbed.lib.bounds import at_least, between
 
 
 def contrastive_loss(
@@ -52,21 +53,21 @@ class ADRMX(OwnNetwork):
     @classmethod
     def hparam_rows(cls, dataset):
         rates = [2e-5, 3e-5, 4e-5, 5e-5]
-        lr = (3e-5, lambda r: r.choice(rates))
+        lr = at_least(0, 3e-5, lambda r: r.choice(rates))
         if dataset in SMALL_IMAGES:
             small = [5e-4, 1e-3, 2e-3, 3e-3]
-            lr = (3e-3, lambda r: r.choice(small))
+            lr = at_least(0, 3e-3, lambda r: r.choice(small))
         return super().hparam_rows(dataset) | {
             "lr": lr,
-            "cnt_lambda": (1.0, None),
-            "dclf_lambda": (1.0, None),
-            "disc_lambda": (0.75, None),
-            "rmxd_lambda": (1.0, None),
-            "d_steps_per_g_step": (2, None),
-            "beta1": (0.5, None),
-            "mlp_width": (256, None),
-            "mlp_depth": (9, lambda r: int(r.choice([8, 9, 10]))),
-            "mlp_dropout": (0.0, None),
+            "cnt_lambda": at_least(0, 1.0),
+            "dclf_lambda": at_least(0, 1.0),
+            "disc_lambda": at_least(0, 0.75),
+            "rmxd_lambda": at_least(0, 1.0),
+            "d_steps_per_g_step": at_least(0, 2),
+            "beta1": between(0, 0.9999, 0.5),
+            "mlp_width": at_least(1, 256),
+            "mlp_depth": at_least(1, 9, lambda r: int(r.choice([8, 9, 10]))),
+            "mlp_dropout": between(0, 1, 0.0),
             "as_released": (True, None),
         }
 

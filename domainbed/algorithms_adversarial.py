@@ -24,6 +24,7 @@ from domainbed.algorithms import (
     plain_numbers,
     register,
 )
+from domainbed.lib.bounds import at_least, between
 from domainbed.lib.errors import InputError
 
 
@@ -43,21 +44,21 @@ class DANN(Featurized):
     @classmethod
     def hparam_rows(cls, dataset):
         rows = super().hparam_rows(dataset) | {
-            "lambda": (1.0, lambda r: 10 ** r.uniform(-2, 2)),
-            "weight_decay_d": (0.0, lambda r: 10 ** r.uniform(-6, -2)),
-            "d_steps_per_g_step": (1, lambda r: int(2 ** r.uniform(0, 3))),
-            "grad_penalty": (0.0, lambda r: 10 ** r.uniform(-2, 1)),
-            "beta1": (0.5, lambda r: r.choice([0.0, 0.5])),
-            "mlp_width": (256, lambda r: int(2 ** r.uniform(6, 10))),
-            "mlp_depth": (3, lambda r: int(r.choice([3, 4, 5]))),
-            "mlp_dropout": (0.0, lambda r: r.choice([0.0, 0.1, 0.5])),
+            "lambda": at_least(0, 1.0, lambda r: 10 ** r.uniform(-2, 2)),
+            "weight_decay_d": at_least(0, 0.0, lambda r: 10 ** r.uniform(-6, -2)),
+            "d_steps_per_g_step": at_least(0, 1, lambda r: int(2 ** r.uniform(0, 3))),
+            "grad_penalty": at_least(0, 0.0, lambda r: 10 ** r.uniform(-2, 1)),
+            "beta1": between(0, 0.9999, 0.5, lambda r: r.choice([0.0, 0.5])),
+            "mlp_width": at_least(1, 256, lambda r: int(2 ** r.uniform(6, 10))),
+            "mlp_depth": at_least(1, 3, lambda r: int(r.choice([3, 4, 5]))),
+            "mlp_dropout": between(0, 1, 0.0, lambda r: r.choice([0.0, 0.1, 0.5])),
         }
         if dataset in SMALL_IMAGES:
-            rate = (1e-3, lambda r: 10 ** r.uniform(-4.5, -2.5))
-            decay = (0.0, None)
+            rate = at_least(0, 1e-3, lambda r: 10 ** r.uniform(-4.5, -2.5))
+            decay = at_least(0, 0.0)
         else:
-            rate = (5e-5, lambda r: 10 ** r.uniform(-5, -3.5))
-            decay = (0.0, lambda r: 10 ** r.uniform(-6, -2))
+            rate = at_least(0, 5e-5, lambda r: 10 ** r.uniform(-5, -3.5))
+            decay = at_least(0, 0.0, lambda r: 10 ** r.uniform(-6, -2))
         return rows | {"lr_g": rate, "lr_d": rate, "weight_decay_g": decay}
 
     def __init__(self, input_shape, num_classes, num_domains, hparams):
@@ -162,13 +163,13 @@ class Transfer(Featurized):
     """
 
     HPARAMS = {
-        "t_lambda": (1.0, lambda r: 10 ** r.uniform(-2, 1)),
-        "delta": (2.0, lambda r: r.uniform(0.1, 3.0)),
-        "d_steps_per_g": (10, lambda r: int(r.choice([1, 2, 5]))),
-        "weight_decay_d": (0.0, lambda r: 10 ** r.uniform(-6, -2)),
+        "t_lambda": at_least(0, 1.0, lambda r: 10 ** r.uniform(-2, 1)),
+        "delta": at_least(0, 2.0, lambda r: r.uniform(0.1, 3.0)),
+        "d_steps_per_g": at_least(1, 10, lambda r: int(r.choice([1, 2, 5]))),
+        "weight_decay_d": at_least(0, 0.0, lambda r: 10 ** r.uniform(-6, -2)),
         "gda": (False, lambda r: True),
-        "beta1": (0.5, lambda r: r.choice([0.0, 0.5])),
-        "lr_d": (1e-3, lambda r: 10 ** r.uniform(-4.5, -2.5)),
+        "beta1": between(0, 0.9999, 0.5, lambda r: r.choice([0.0, 0.5])),
+        "lr_d": at_least(0, 1e-3, lambda r: 10 ** r.uniform(-4.5, -2.5)),
         "as_released": (True, None),
     }
 
@@ -241,15 +242,17 @@ class URM(ERM):
 
     @classmethod
     def hparam_rows(cls, dataset):
-        rate = (5e-5, lambda r: 10 ** r.uniform(-6, -4.5))
+        rate = at_least(0, 5e-5, lambda r: 10 ** r.uniform(-6, -4.5))
         if dataset in SMALL_IMAGES:
-            rate = (1e-3, lambda r: 10 ** r.uniform(-5.5, -3.5))
+            rate = at_least(0, 1e-3, lambda r: 10 ** r.uniform(-5.5, -3.5))
         return super().hparam_rows(dataset) | {
             "urm": ("adversarial", None),
-            "urm_adv_lambda": (0.1, lambda r: r.uniform(0, 0.2)),
-            "urm_discriminator_label_smoothing": (0.0, None),
+            "urm_adv_lambda": at_least(0, 0.1, lambda r: r.uniform(0, 0.2)),
+            "urm_discriminator_label_smoothing": between(0, 1, 0.0),
             "urm_discriminator_optimizer": ("adam", None),
-            "urm_discriminator_hidden_layers": (1, lambda r: int(r.choice([1, 2, 3]))),
+            "urm_discriminator_hidden_layers": at_least(
+                0, 1, lambda r: int(r.choice([1, 2, 3]))
+            ),
             "urm_generator_output": ("tanh", lambda r: str(r.choice(["tanh", "relu"]))),
             "urm_discriminator_lr": rate,
         }

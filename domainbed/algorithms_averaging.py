@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from domainbed.algorithms import ERM, Minibatches, all_of, register
+from domainbed.lib.bounds import at_least
 from domainbed.lib.schedules import set_learning_rate
 
 FALLS = 3  # of the learning rate, in ERM++'s search for it
@@ -75,7 +76,7 @@ class ERMPlusPlus(ERM):
     """
 
     AVERAGED_FROM = 600
-    HPARAMS = {"linear_lr": (5e-5, lambda r: 10 ** r.uniform(-5, -3.5))}
+    HPARAMS = {"linear_lr": at_least(0, 5e-5, lambda r: 10 ** r.uniform(-5, -3.5))}
 
     def __init__(self, input_shape, num_classes, num_domains, hparams):
         super().__init__(input_shape, num_classes, num_domains, hparams)

@@ -11,7 +11,8 @@ from torch import nn
 from domainbed.algorithms import all_of, register
 from domainbed.algorithms_finetune import ClassifierCLIP
 from domainbed.algorithms_lfa import unit
-from domainbed.lib.errors import check_hparam, divided
+from domainbed.lib.bounds import at_least, between
+from domainbed.lib.errors import divided
 
 
 @register
@@ -28,15 +29,16 @@ class BatchFormerCLIP(ClassifierCLIP):
     def hparam_rows(cls, dataset):
         return super().hparam_rows(dataset) | {
             "bf_heads": (4, None),
-            "bf_dropout": (0.5, lambda r: r.choice([0.1, 0.5])),
-            "bf_lr_scale": (1.0, lambda r: r.choice([0.1, 1.0])),  # of the mixer
-            "lr": (1e-4, lambda r: 10 ** r.uniform(-6, -4.5)),
+            "bf_dropout": between(0, 1, 0.5, lambda r: r.choice([0.1, 0.5])),
+            "bf_lr_scale": at_least(
+                0, 1.0, lambda r: r.choice([0.1, 1.0])
+            ),  # of the mixer
+            "lr": at_least(0, 1e-4, lambda r: 10 ** r.uniform(-6, -4.5)),
         }
 
     def build(self):
         super().build()
         self.start_at_texts()
-        check_hparam(self.hparams, "bf_dropout", 0, 1)
         self.projection = nn.Parameter(self.backbone.image_projection.clone())
         n_embed, n_heads = self.projection.shape[1], self.hparams["bf_heads"]
         divided(n_embed, self.hparams, "bf_heads")

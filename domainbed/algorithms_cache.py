@@ -11,6 +11,7 @@ from torch import nn
 
 from domainbed.algorithms import register
 from domainbed.algorithms_head import ChosenOnValidation
+from domainbed.lib.bounds import at_least
 
 # Alpha of the released configurations, which training uses.
 ALPHAS = {"ImageNet": 1.17, "OxfordPets": 1.17, "Food101": 1.17, "SUN397": 1.17}
@@ -36,17 +37,17 @@ class TipAdapter(ChosenOnValidation):
     @classmethod
     def hparam_rows(cls, dataset):
         return super().hparam_rows(dataset) | {
-            "support_shots": (16, lambda r: int(r.choice([4, 8, 16, 32]))),
-            "tip_alpha": (1.17, None),  # in training, and if none are chosen
-            "tip_beta": (1.0, None),
+            "support_shots": at_least(1, 16, lambda r: int(r.choice([4, 8, 16, 32]))),
+            "tip_alpha": at_least(0, 1.17),  # in training, and if none are chosen
+            "tip_beta": at_least(0, 1.0),
         }
 
     @classmethod
     def few_shot_rows(cls, dataset, shots):
         return super().few_shot_rows(dataset, shots) | {
-            "tip_alpha": (ALPHAS.get(dataset, 1.17), None),
-            "batch_size": (None, None),
-            "epochs": (1, None),
+            "tip_alpha": at_least(0, ALPHAS.get(dataset, 1.17)),
+            "batch_size": at_least(1, None),
+            "epochs": at_least(1, 1),
             "schedule": ("constant", None),
         }
 
@@ -104,8 +105,8 @@ class TipAdapterF(TipAdapter):
         rows = super().hparam_rows(dataset)
         del rows["momentum"]
         return rows | {
-            "lr": (1e-3, lambda r: 10 ** r.uniform(-4, -2)),
-            "weight_decay": (0.01, None),
+            "lr": at_least(0, 1e-3, lambda r: 10 ** r.uniform(-4, -2)),
+            "weight_decay": at_least(0, 0.01),
         }
 
     @classmethod
@@ -113,10 +114,10 @@ class TipAdapterF(TipAdapter):
         rows = super().few_shot_rows(dataset, shots)
         del rows["momentum"]
         return rows | {
-            "lr": (1e-3, None),
-            "weight_decay": (0.01, None),
-            "batch_size": (256, None),
-            "epochs": (100 if dataset == "EuroSAT" else 20, None),
+            "lr": at_least(0, 1e-3),
+            "weight_decay": at_least(0, 0.01),
+            "batch_size": at_least(1, 256),
+            "epochs": at_least(1, 100 if dataset == "EuroSAT" else 20),
             "schedule": ("cosine", None),
         }
 

@@ -15,6 +15,7 @@ from domainbed.algorithms import register
 from domainbed.algorithms_dpl import DPLCLIP
 from domainbed.algorithms_lfa import unit
 from domainbed.algorithms_prompt import CoOp
+from domainbed.lib.bounds import at_least
 
 
 @register
@@ -34,14 +35,14 @@ class CoCoOp(CoOp):
         del rows["context_by_class"]
         return rows | {
             "context_words": ("a photo of a", None),
-            "batch_size": (1, None),
+            "batch_size": at_least(1, 1),
             # Prompts encoded at once; of more, each chunk anew in the backward pass.
-            "text_chunk": (256, None),
+            "text_chunk": at_least(1, 256),
         }
 
     @classmethod
     def few_shot_rows(cls, dataset, shots):
-        own = {"batch_size": (1, None), "epochs": (10, None)}
+        own = {"batch_size": at_least(1, 1), "epochs": at_least(1, 10)}
         return super().few_shot_rows(dataset, shots) | own
 
     def build(self):

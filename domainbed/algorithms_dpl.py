@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from domainbed.algorithms import register
 from domainbed.algorithms_lfa import CLIPAlgorithm, unit
+from domainbed.lib.bounds import at_least, between
 from domainbed.lib.errors import InputError
 from domainbed.networks import MLP
 
@@ -38,17 +39,19 @@ class DPLCLIP(CLIPAlgorithm):
     def hparam_rows(cls, dataset):
         return super().hparam_rows(dataset) | {
             "prompt": ("a photo of a {name}.", None),
-            "num_domain_tokens": (16, lambda r: int(r.choice([2, 4, 8, 16]))),
-            "mlp_depth": (3, None),
-            "mlp_width": (512, lambda r: int(r.choice([256, 512]))),
-            "mlp_dropout": (0.1, lambda r: r.choice([0.0, 0.1])),
+            "num_domain_tokens": at_least(
+                1, 16, lambda r: int(r.choice([2, 4, 8, 16]))
+            ),
+            "mlp_depth": at_least(1, 3),
+            "mlp_width": at_least(1, 512, lambda r: int(r.choice([256, 512]))),
+            "mlp_dropout": between(0, 1, 0.1, lambda r: r.choice([0.0, 0.1])),
             # domain: each image among its own domain's C prompts, as in the paper.
             # released: among all M C, where the released code takes the first
             # domain's as the right ones.
             "dpl_loss": ("domain", None),
             # Prompts encoded at once. If there are more, each chunk is computed
             # again in the backward pass, so memory holds one at a time.
-            "text_chunk": (256, None),
+            "text_chunk": at_least(1, 256),
         }
 
     def build(self):

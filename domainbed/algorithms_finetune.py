@@ -16,6 +16,7 @@ from torch import nn
 from domainbed.algorithms import register
 from domainbed.algorithms_lfa import CLIPAlgorithm, unit
 from domainbed.backbones import image_blocks
+from domainbed.lib.bounds import at_least
 
 
 class ClassifierCLIP(CLIPAlgorithm):
@@ -27,7 +28,9 @@ class ClassifierCLIP(CLIPAlgorithm):
     def hparam_rows(cls, dataset):
         rows = super().hparam_rows(dataset)
         del rows["momentum"]  # SGD's
-        return rows | {"weight_decay": (0.0, lambda r: 10 ** r.uniform(-6, -2))}
+        return rows | {
+            "weight_decay": at_least(0, 0.0, lambda r: 10 ** r.uniform(-6, -2))
+        }
 
     def build(self):
         width = self.backbone.image_projection.shape[1]
@@ -70,7 +73,7 @@ class TrainedTower(ClassifierCLIP):
         del rows["feature_dtype"]
         return rows | {
             "clip_transform": (False, None),
-            "lr": (5e-6, lambda r: 10 ** r.uniform(-6, -4.5)),
+            "lr": at_least(0, 5e-6, lambda r: 10 ** r.uniform(-6, -4.5)),
         }
 
     def build(self):
@@ -114,8 +117,8 @@ class MIRO(TrainedTower):
     @classmethod
     def hparam_rows(cls, dataset):
         return super().hparam_rows(dataset) | {
-            "lr": (3e-5, lambda r: 10 ** r.uniform(-5.5, -4.5)),
-            "miro_ld": (1.0, lambda r: r.choice([0.01, 0.1, 1.0])),
+            "lr": at_least(0, 3e-5, lambda r: 10 ** r.uniform(-5.5, -4.5)),
+            "miro_ld": at_least(0, 1.0, lambda r: r.choice([0.01, 0.1, 1.0])),
         }
 
     def build(self):

@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from domainbed.algorithms import ERM, all_of, plain_numbers, register, split
 from domainbed.algorithms_risk import Annealed
+from domainbed.lib.bounds import at_least, between
 
 
 class ComparedGradients(ERM):
@@ -57,7 +58,7 @@ class ANDMask(MaskedGradients):
     Explanations that are Hard to Vary", https://arxiv.org/abs/2009.00329
     """
 
-    HPARAMS = {"tau": (1.0, lambda r: r.uniform(0.5, 1.0))}
+    HPARAMS = {"tau": between(0, 1, 1.0, lambda r: r.uniform(0.5, 1.0))}
 
     def mask(self, g):
         return (g.sign().mean(0).abs() >= self.hparams["tau"]).to(g.dtype)
@@ -72,8 +73,8 @@ class SANDMask(MaskedGradients):
     """
 
     HPARAMS = {
-        "tau": (1.0, lambda r: r.uniform(0.0, 1.0)),
-        "k": (1e1, lambda r: 10 ** r.uniform(-3, 5)),
+        "tau": between(0, 1, 1.0, lambda r: r.uniform(0.0, 1.0)),
+        "k": at_least(0, 1e1, lambda r: 10 ** r.uniform(-3, 5)),
     }
 
     def __init__(self, input_shape, num_classes, num_domains, hparams):
@@ -100,7 +101,7 @@ class IGA(ComparedGradients):
     https://arxiv.org/abs/2008.01883
     """
 
-    HPARAMS = {"penalty": (1000.0, lambda r: 10 ** r.uniform(1, 5))}
+    HPARAMS = {"penalty": at_least(0, 1000.0, lambda r: 10 ** r.uniform(1, 5))}
 
     def loss(self, minibatches):
         R, gradients = self.domain_gradients(minibatches, create_graph=True)
@@ -145,9 +146,11 @@ class Fishr(Annealed):
     NEW_STATE = ("variances",)
     ANNEALED = {"lambda": "penalty_anneal_iters"}
     HPARAMS = {
-        "lambda": (1000.0, lambda r: 10 ** r.uniform(1.0, 4.0)),
-        "penalty_anneal_iters": (1500, lambda r: int(r.uniform(0.0, 5000.0))),
-        "ema": (0.95, lambda r: r.uniform(0.90, 0.99)),
+        "lambda": at_least(0, 1000.0, lambda r: 10 ** r.uniform(1.0, 4.0)),
+        "penalty_anneal_iters": at_least(
+            0, 1500, lambda r: int(r.uniform(0.0, 5000.0))
+        ),
+        "ema": between(0, 1, 0.95, lambda r: r.uniform(0.90, 0.99)),
     }
 
     def __init__(self, input_shape, num_classes, num_domains, hparams):
@@ -189,8 +192,8 @@ class RSC(ERM):
     """
 
     HPARAMS = {
-        "rsc_f_drop_factor": (1 / 3, lambda r: r.uniform(0, 0.5)),
-        "rsc_b_drop_factor": (1 / 3, lambda r: r.uniform(0, 0.5)),
+        "rsc_f_drop_factor": between(0, 1, 1 / 3, lambda r: r.uniform(0, 0.5)),
+        "rsc_b_drop_factor": between(0, 1, 1 / 3, lambda r: r.uniform(0, 0.5)),
     }
 
     def kept(self, z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

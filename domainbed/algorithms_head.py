@@ -17,6 +17,7 @@ from torch import nn
 
 from domainbed.algorithms import register
 from domainbed.algorithms_lfa import CLIPAlgorithm, prompts_of_all, unit
+from domainbed.lib.bounds import at_least, between
 from domainbed.lib.schedules import set_learning_rate
 
 Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
@@ -34,12 +35,12 @@ class Probe(CLIPAlgorithm):
 
     @classmethod
     def hparam_rows(cls, dataset):
-        support = {"support_shots": (16, None)} if cls.NEEDS_SUPPORT else {}
+        support = {"support_shots": at_least(1, 16)} if cls.NEEDS_SUPPORT else {}
         return super().hparam_rows(dataset) | support
 
     @classmethod
     def few_shot_rows(cls, dataset, shots):
-        support = {"support_shots": (shots, None)} if cls.NEEDS_SUPPORT else {}
+        support = {"support_shots": at_least(1, shots)} if cls.NEEDS_SUPPORT else {}
         return super().few_shot_rows(dataset, shots) | support
 
     def write_prompts(self, class_names, template):
@@ -125,8 +126,8 @@ class TaskRes(Probe):
         rows = super().hparam_rows(dataset)
         del rows["momentum"]
         return rows | {
-            "taskres_scale": (0.5, lambda r: r.choice([0.1, 0.3, 0.5, 1.0])),
-            "lr": (2e-3, lambda r: 10 ** r.uniform(-4, -2)),
+            "taskres_scale": at_least(0, 0.5, lambda r: r.choice([0.1, 0.3, 0.5, 1.0])),
+            "lr": at_least(0, 2e-3, lambda r: 10 ** r.uniform(-4, -2)),
         }
 
     @classmethod
@@ -134,10 +135,10 @@ class TaskRes(Probe):
         rows = super().few_shot_rows(dataset, shots)
         del rows["momentum"]
         return rows | {
-            "taskres_scale": (1.0 if dataset == "OxfordFlowers" else 0.5, None),
-            "lr": (2e-4 if dataset == "ImageNet" else 2e-3, None),
-            "batch_size": (256, None),
-            "epochs": (100 if shots <= 4 else 200, None),
+            "taskres_scale": at_least(0, 1.0 if dataset == "OxfordFlowers" else 0.5),
+            "lr": at_least(0, 2e-4 if dataset == "ImageNet" else 2e-3),
+            "batch_size": at_least(1, 256),
+            "epochs": at_least(1, 100 if shots <= 4 else 200),
         }
 
     def build(self):
@@ -166,19 +167,19 @@ class CLAP(Probe):
     @classmethod
     def hparam_rows(cls, dataset):
         return super().hparam_rows(dataset) | {
-            "clap_weight": (1.0, lambda r: r.choice([0.0, 0.1, 1.0, 10.0])),
-            "lr": (0.1, lambda r: 10 ** r.uniform(-2, 0)),
-            "momentum": (0.9, None),
+            "clap_weight": at_least(0, 1.0, lambda r: r.choice([0.0, 0.1, 1.0, 10.0])),
+            "lr": at_least(0, 0.1, lambda r: 10 ** r.uniform(-2, 0)),
+            "momentum": between(0, 1, 0.9),
         }
 
     @classmethod
     def few_shot_rows(cls, dataset, shots):
         return super().few_shot_rows(dataset, shots) | {
-            "lr": (0.1, None),
-            "momentum": (0.9, None),
-            "weight_decay": (0.0, None),
-            "batch_size": (256, None),
-            "epochs": (300, None),
+            "lr": at_least(0, 0.1),
+            "momentum": between(0, 1, 0.9),
+            "weight_decay": at_least(0, 0.0),
+            "batch_size": at_least(1, 256),
+            "epochs": at_least(1, 300),
         }
 
     def build(self):
@@ -216,16 +217,16 @@ class LPPlusPlus(Probe):
     def hparam_rows(cls, dataset):
         rows = super().hparam_rows(dataset)
         del rows["lr"], rows["weight_decay"]
-        return rows | {"momentum": (0.9, None), "as_published": (False, None)}
+        return rows | {"momentum": between(0, 1, 0.9), "as_published": (False, None)}
 
     @classmethod
     def few_shot_rows(cls, dataset, shots):
         rows = super().few_shot_rows(dataset, shots)
         del rows["lr"], rows["weight_decay"]
         return rows | {
-            "momentum": (0.9, None),
-            "batch_size": (None, None),
-            "epochs": (300, None),
+            "momentum": between(0, 1, 0.9),
+            "batch_size": at_least(1, None),
+            "epochs": at_least(1, 300),
             "schedule": ("constant", None),
         }
 
@@ -281,13 +282,15 @@ class GDA(ChosenOnValidation):
     @classmethod
     def hparam_rows(cls, dataset):
         return super().hparam_rows(dataset) | {
-            "gda_alpha": (0.1, lambda r: 10 ** r.uniform(-4, 2)),  # if none is chosen
-            "gda_shrink": (1.0, lambda r: 10 ** r.uniform(-1, 1)),
+            "gda_alpha": at_least(
+                0, 0.1, lambda r: 10 ** r.uniform(-4, 2)
+            ),  # if none is chosen
+            "gda_shrink": at_least(0, 1.0, lambda r: 10 ** r.uniform(-1, 1)),
         }
 
     @classmethod
     def few_shot_rows(cls, dataset, shots):
-        own = {"epochs": (1, None), "batch_size": (None, None)}
+        own = {"epochs": at_least(1, 1), "batch_size": at_least(1, None)}
         own |= {"schedule": ("constant", None)}
         return super().few_shot_rows(dataset, shots) | own
 
@@ -339,8 +342,8 @@ class ProLIP(Probe):
         rows = super().hparam_rows(dataset)
         del rows["momentum"], rows["weight_decay"]
         return rows | {
-            "prolip_lambda": (0.1, lambda r: 10 ** r.uniform(-3, 1)),
-            "lr": (1e-5, lambda r: 10 ** r.uniform(-6, -3)),
+            "prolip_lambda": at_least(0, 0.1, lambda r: 10 ** r.uniform(-3, 1)),
+            "lr": at_least(0, 1e-5, lambda r: 10 ** r.uniform(-6, -3)),
         }
 
     @classmethod
@@ -348,10 +351,10 @@ class ProLIP(Probe):
         rows = super().few_shot_rows(dataset, shots)
         del rows["momentum"], rows["weight_decay"]
         return rows | {
-            "prolip_lambda": (1 / shots, None),
-            "lr": (1e-5, None),
-            "batch_size": (None, None),
-            "epochs": (300, None),
+            "prolip_lambda": at_least(0, 1 / shots),
+            "lr": at_least(0, 1e-5),
+            "batch_size": at_least(1, None),
+            "epochs": at_least(1, 300),
             "schedule": ("cosine", None),
         }
 

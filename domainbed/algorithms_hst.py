@@ -18,7 +18,8 @@ from torchvision.ops import stochastic_depth
 from domainbed.algorithms import register
 from domainbed.algorithms_adapter import TowerCLIP
 from domainbed.backbones import attend
-from domainbed.lib.errors import InputError, check_hparam
+from domainbed.lib.bounds import at_least, between
+from domainbed.lib.errors import InputError
 
 STAGES = ((32, 2), (48, 4), (64, 8), (72, 12))  # width and heads
 
@@ -79,15 +80,13 @@ class HST(TowerCLIP):
     def hparam_rows(cls, dataset):
         return super().hparam_rows(dataset) | {
             "clip_transform": (False, None),
-            "hst_tokens": (1, lambda r: r.choice([1, 4])),
-            "drop_path": (0.1, lambda r: r.choice([0.0, 0.1])),
-            "lr": (1e-3, lambda r: r.choice([1e-3, 5e-3, 1e-2])),
-            "weight_decay": (5e-4, lambda r: r.choice([5e-5, 5e-4, 5e-2])),
+            "hst_tokens": at_least(0, 1, lambda r: r.choice([1, 4])),
+            "drop_path": between(0, 1, 0.1, lambda r: r.choice([0.0, 0.1])),
+            "lr": at_least(0, 1e-3, lambda r: r.choice([1e-3, 5e-3, 1e-2])),
+            "weight_decay": at_least(0, 5e-4, lambda r: r.choice([5e-5, 5e-4, 5e-2])),
         }
 
     def build(self):
-        check_hparam(self.hparams, "hst_tokens", 0)
-        check_hparam(self.hparams, "drop_path", 0, 1)
         n_layers, width, n_tokens = len(self.blocks), self.width, self.n_tokens
         if n_layers % len(STAGES):
             raise InputError(

@@ -15,6 +15,7 @@ from torch import nn
 
 from domainbed.algorithms import Algorithm, Minibatches, register
 from domainbed.backbones import CLIPBackbone, Kind, default_clip, load_clip
+from domainbed.lib.bounds import at_least, between
 from domainbed.lib.cuda_graph import GraphedStep
 from domainbed.lib.errors import InputError, UnknownNameError
 
@@ -144,19 +145,19 @@ class CLIPAlgorithm(Algorithm):
             "clip_transform": (dataset not in TENSOR_DATASETS, None),
             "feature_dtype": ("float16", None),  # of stored features
             "prompt": ("a photo of a {name}", None),
-            "lr": (1e-3, lambda r: 10 ** r.uniform(-4.5, -2.5)),
-            "weight_decay": (0.0, None),
-            "momentum": (0.1, lambda r: r.choice([0.0, 0.1, 0.2])),
+            "lr": at_least(0, 1e-3, lambda r: 10 ** r.uniform(-4.5, -2.5)),
+            "weight_decay": at_least(0, 0.0),
+            "momentum": between(0, 1, 0.1, lambda r: r.choice([0.0, 0.1, 0.2])),
         }
 
     @classmethod
     def few_shot_rows(cls, dataset, shots):
         return {
-            "lr": (2e-3, lambda r: 10 ** r.uniform(-4, -2)),
-            "momentum": (0.1, None),
-            "weight_decay": (5e-4, None),
-            "batch_size": (256 if dataset == "ImageNet" else 32, None),
-            "epochs": ({"EuroSAT": 200, "ImageNet": 40}.get(dataset, 100), None),
+            "lr": at_least(0, 2e-3, lambda r: 10 ** r.uniform(-4, -2)),
+            "momentum": between(0, 1, 0.1),
+            "weight_decay": at_least(0, 5e-4),
+            "batch_size": at_least(1, 256 if dataset == "ImageNet" else 32),
+            "epochs": at_least(1, {"EuroSAT": 200, "ImageNet": 40}.get(dataset, 100)),
             "schedule": ("warm_cosine", None),
         }
 
@@ -293,7 +294,7 @@ class ZeroShotCLIP(CLIPAlgorithm):
 
     @classmethod
     def few_shot_rows(cls, dataset, shots):
-        return {"epochs": (1, None), "schedule": ("constant", None)}
+        return {"epochs": at_least(1, 1), "schedule": ("constant", None)}
 
     def class_embeddings(self) -> torch.Tensor:
         """The classes' texts, unit vectors (C, E)."""
@@ -336,14 +337,14 @@ class LinearProbeCLIP(CLIPAlgorithm):
         return super().hparam_rows(dataset) | {
             "layer": (-1, None),
             "train_text": (True, None),  # whether the text's projection trains, too
-            "dropout": (0.0, None),
+            "dropout": between(0, 1, 0.0),
         }
 
     @classmethod
     def few_shot_rows(cls, dataset, shots):
         return super().few_shot_rows(dataset, shots) | {
             "train_text": (False, None),
-            "dropout": (0.2, None),
+            "dropout": between(0, 1, 0.2),
         }
 
     def build(self):
@@ -400,15 +401,15 @@ class LFA(CLIPAlgorithm):
     @classmethod
     def hparam_rows(cls, dataset):
         return super().hparam_rows(dataset) | {
-            "beta": (0.9, None),
-            "rank": (None, None),
+            "beta": between(0, 1, 0.9),
+            "rank": at_least(1, None),
             "start": ("clip", None),
-            "dropout": (0.0, None),
+            "dropout": between(0, 1, 0.0),
         }
 
     @classmethod
     def few_shot_rows(cls, dataset, shots):
-        rows = {"start": ("released", None), "dropout": (0.2, None)}
+        rows = {"start": ("released", None), "dropout": between(0, 1, 0.2)}
         if dataset == "ImageNet":
             rows["prompt"] = (IMAGENET_PROMPTS, None)
         return super().few_shot_rows(dataset, shots) | rows
@@ -420,10 +421,8 @@ class LFA(CLIPAlgorithm):
         start = self.hparams["start"]
         if start not in STARTS:
             raise UnknownNameError("value of the hyperparameter start:", start, STARTS)
-        of_image, of_text = (
-            self.backbone.image_projection,
-            self.backbone.text_projection,
-        )
+        of_image = self.backbone.image_projection
+        of_text = self.backbone.text_projection
         for name, own in LFA_PROJECTIONS.items():
             weight = of_image if own == "image" else of_text
             if start == "released" and not name.endswith("_v"):

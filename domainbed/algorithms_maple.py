@@ -12,6 +12,7 @@ from torch import nn
 from domainbed.algorithms import register
 from domainbed.algorithms_lfa import CLIPAlgorithm, prompts_of, unit
 from domainbed.backbones import default_clip, run_block
+from domainbed.lib.bounds import at_least, between
 from domainbed.lib.errors import InputError
 
 WORDS = "a photo of a"  # stand before every class's name; the first n are learned
@@ -37,20 +38,20 @@ class MaPLe(CLIPAlgorithm):
         depth = 3 if default_clip(dataset) == "emoji" else 9  # its text has 4 blocks
         return rows | {
             "prompt": (WORDS + " {name}.", None),
-            "context_length": (2, None),
-            "prompt_depth": (depth, None),
-            "lr": (3.5e-3, lambda r: 10 ** r.uniform(-4, -2)),
-            "momentum": (0.9, None),
+            "context_length": at_least(1, 2),
+            "prompt_depth": at_least(1, depth),
+            "lr": at_least(0, 3.5e-3, lambda r: 10 ** r.uniform(-4, -2)),
+            "momentum": between(0, 1, 0.9),
         }
 
     @classmethod
     def few_shot_rows(cls, dataset, shots):
         return super().few_shot_rows(dataset, shots) | {
             "prompt": (WORDS + " {name}.", None),
-            "lr": (3.5e-3, lambda r: 10 ** r.uniform(-4, -2)),
-            "momentum": (0.9, None),
-            "batch_size": (4, None),
-            "epochs": (5, None),
+            "lr": at_least(0, 3.5e-3, lambda r: 10 ** r.uniform(-4, -2)),
+            "momentum": between(0, 1, 0.9),
+            "batch_size": at_least(1, 4),
+            "epochs": at_least(1, 5),
         }
 
     def write_prompts(self, class_names, template):

@@ -13,13 +13,14 @@ from torch import nn
 
 from domainbed.algorithms import ERM, Featurized, all_of, domain_labels, register
 from domainbed.algorithms_risk import joint, risks
+from domainbed.lib.bounds import at_least
 from domainbed.lib.divergences import gaussian_mmd, mean_cov
 
 
 class Matching(ERM):
     """The mean of the penalties of all pairs of domains, `mmd_gamma` times."""
 
-    HPARAMS = {"mmd_gamma": (1.0, lambda r: 10 ** r.uniform(-1, 1))}
+    HPARAMS = {"mmd_gamma": at_least(0, 1.0, lambda r: 10 ** r.uniform(-1, 1))}
 
     @staticmethod
     def distance(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -108,8 +109,10 @@ class CAD(Featurized):
     """
 
     HPARAMS = {
-        "lmbda": (0.1, lambda r: r.choice([1e-4, 1e-3, 1e-2, 1e-1, 1, 1e1, 1e2])),
-        "temperature": (0.1, lambda r: r.choice([0.05, 0.1])),
+        "lmbda": at_least(
+            0, 0.1, lambda r: r.choice([1e-4, 1e-3, 1e-2, 1e-1, 1, 1e1, 1e2])
+        ),
+        "temperature": at_least(1e-6, 0.1, lambda r: r.choice([0.05, 0.1])),
         "is_normalized": (False, None),
         "is_project": (False, None),
         "is_flipped": (True, None),

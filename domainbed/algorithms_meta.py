@@ -24,6 +24,7 @@ from domainbed.algorithms import (
     plain_numbers,
     register,
 )
+from domainbed.lib.bounds import at_least, between
 from domainbed.lib.errors import InputError
 
 
@@ -40,8 +41,8 @@ class MLDG(ERM):
     """
 
     HPARAMS = {
-        "mldg_beta": (1.0, lambda r: 10 ** r.uniform(-1, 1)),
-        "n_meta_test": (2, lambda r: r.choice([1, 2])),
+        "mldg_beta": at_least(0, 1.0, lambda r: 10 ** r.uniform(-1, 1)),
+        "n_meta_test": at_least(1, 2, lambda r: r.choice([1, 2])),
         "as_released": (True, None),
     }
 
@@ -96,7 +97,7 @@ class Fish(ERM):
     for the share `meta_lr` of the way.
     """
 
-    HPARAMS = {"meta_lr": (0.5, lambda r: r.choice([0.05, 0.1, 0.5]))}
+    HPARAMS = {"meta_lr": at_least(0, 0.5, lambda r: r.choice([0.05, 0.1, 0.5]))}
 
     def update(self, minibatches, unlabeled=None):
         state = self.network.state_dict()  # statistics of batches, too
@@ -143,7 +144,9 @@ class ARM(ERM):
     @classmethod
     def hparam_rows(cls, dataset):
         rows = super().hparam_rows(dataset)
-        return rows if dataset in SMALL_IMAGES else rows | {"batch_size": (8, None)}
+        return (
+            rows if dataset in SMALL_IMAGES else rows | {"batch_size": at_least(1, 8)}
+        )
 
     def __init__(self, input_shape, num_classes, num_domains, hparams):
         if len(input_shape) != 3:
@@ -176,7 +179,7 @@ class MTL(Featurized):
 
     BATCH_MATTERS = True
     HPARAMS = {
-        "mtl_ema": (0.99, lambda r: r.choice([0.5, 0.9, 0.99, 1.0])),
+        "mtl_ema": between(0, 1, 0.99, lambda r: r.choice([0.5, 0.9, 0.99, 1.0])),
         "as_released": (True, None),
     }
 
@@ -235,9 +238,9 @@ class TRM(Featurized):
 
     MIN_DOMAINS = 2
     HPARAMS = {
-        "cos_lambda": (1e-4, lambda r: 10 ** r.uniform(-5, 0)),
-        "iters": (200, lambda r: int(10 ** r.uniform(0, 4))),
-        "groupdro_eta": (1e-2, lambda r: 10 ** r.uniform(-3, -1)),
+        "cos_lambda": at_least(0, 1e-4, lambda r: 10 ** r.uniform(-5, 0)),
+        "iters": at_least(0, 200, lambda r: int(10 ** r.uniform(0, 4))),
+        "groupdro_eta": at_least(0, 1e-2, lambda r: 10 ** r.uniform(-3, -1)),
         "as_released": (True, None),
     }
     NEW_STATE = ("clist", "alpha")

@@ -18,6 +18,7 @@ from domainbed.algorithms import (
     plain_numbers,
     register,
 )
+from domainbed.lib.bounds import at_least
 from domainbed.lib.errors import InputError
 
 
@@ -29,7 +30,7 @@ class Mixup(ERM):
     The domains stand in a random cycle; each is mixed with the next one.
     """
 
-    HPARAMS = {"mixup_alpha": (0.2, lambda r: 10 ** r.uniform(-1, 1))}
+    HPARAMS = {"mixup_alpha": at_least(1e-6, 0.2, lambda r: 10 ** r.uniform(-1, 1))}
 
     def loss(self, minibatches):
         order = torch.randperm(len(minibatches)).tolist()
@@ -55,7 +56,7 @@ class SagNet(OwnNetwork):
     are swapped, and the featurizer so that the style head cannot tell.
     """
 
-    HPARAMS = {"sag_w_adv": (0.1, lambda r: 10 ** r.uniform(-2, 1))}
+    HPARAMS = {"sag_w_adv": at_least(0, 0.1, lambda r: 10 ** r.uniform(-2, 1))}
 
     def __init__(self, input_shape, num_classes, num_domains, hparams):
         super().__init__(input_shape, num_classes, num_domains, hparams)

@@ -27,6 +27,7 @@ from domainbed.backbones import (
     default_clip,
     embed_patches,
 )
+from domainbed.lib.bounds import at_least, between
 from domainbed.lib.errors import InputError
 
 
@@ -46,8 +47,8 @@ class ProbeCLIP(ClassifierCLIP):
     @classmethod
     def hparam_rows(cls, dataset):
         return super().hparam_rows(dataset) | {
-            "lr": (1e-2, lambda r: 10 ** r.uniform(-3, -1)),
-            "weight_decay": (0.0, None),
+            "lr": at_least(0, 1e-2, lambda r: 10 ** r.uniform(-3, -1)),
+            "weight_decay": at_least(0, 0.0),
         }
 
 
@@ -134,22 +135,23 @@ class Head2Toe(ProbeCLIP):
         n = next(n for start, n in cls.SELECT_STEPS if dataset.startswith(start))
         width = 128 if default_clip(dataset) == "emoji" else 768
         return super().hparam_rows(dataset) | {
-            "h2t_target": (0, lambda r: r.choice([0, 4 * width, 20 * width])),
-            "h2t_frac": (
+            "h2t_target": at_least(
+                0, 0, lambda r: r.choice([0, 4 * width, 20 * width])
+            ),
+            "h2t_frac": between(
+                0,
+                1,
                 0.01,
                 lambda r: r.choice([0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2]),
             ),
-            "h2t_lasso": (1e-4, lambda r: 10 ** r.uniform(-6, -3)),
-            "h2t_select_steps": (n, lambda r: r.choice([n // 2, n, 2 * n])),
+            "h2t_lasso": at_least(0, 1e-4, lambda r: 10 ** r.uniform(-6, -3)),
+            "h2t_select_steps": at_least(0, n, lambda r: r.choice([n // 2, n, 2 * n])),
             "h2t_finetune": (False, None),
-            "h2t_tower_lr": (5e-5, lambda r: 10 ** r.uniform(-5.5, -4)),
+            "h2t_tower_lr": at_least(0, 5e-5, lambda r: 10 ** r.uniform(-5.5, -4)),
         }
 
     def build(self):
         visual, size = self.backbone.model.visual, self.backbone.resolution
-        for name in ("h2t_target", "h2t_select_steps"):
-            if (value := self.hparams[name]) < 0:
-                raise InputError(f"{name} is {value}; it must be 0 or more.")
         self.target = self.hparams["h2t_target"] or len(visual.ln_post.weight)
         with torch.no_grad():
             blank = taps(visual, torch.zeros(1, 3, size, size))
@@ -267,15 +269,15 @@ class VQT(ProbeCLIP):
         rows = super().hparam_rows(dataset)
         del rows["feature_dtype"]
         return rows | {
-            "weight_decay": (1e-4, lambda r: r.choice([0, 1e-4, 1e-3, 1e-2])),
-            "vqt_T": (1, lambda r: r.choice([1, 5, 10, 20])),
-            "vqt_dropout": (0.1, None),
+            "weight_decay": at_least(
+                0, 1e-4, lambda r: r.choice([0, 1e-4, 1e-3, 1e-2])
+            ),
+            "vqt_T": at_least(1, 1, lambda r: r.choice([1, 5, 10, 20])),
+            "vqt_dropout": between(0, 1, 0.1),
         }
 
     def build(self):
         visual, n_queries = self.backbone.model.visual, self.hparams["vqt_T"]
-        if n_queries < 1:
-            raise InputError(f"vqt_T is {n_queries}; it must be 1 or more.")
         n_layers, width = self.backbone.n_image_layers, len(visual.ln_post.weight)
         patch = visual.conv1.kernel_size[0]
         bound = math.sqrt(6 / (3 * patch**2 + width))

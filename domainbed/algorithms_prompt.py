@@ -12,6 +12,7 @@ from torch import nn
 
 from domainbed.algorithms import register
 from domainbed.algorithms_lfa import CLIPAlgorithm, prompts_of, unit
+from domainbed.lib.bounds import at_least, between
 
 
 def uniform(n_in: int, n_out: int) -> nn.Parameter:
@@ -33,17 +34,17 @@ class CLIPAdapter(CLIPAlgorithm):
     def hparam_rows(cls, dataset):
         ratios = [0.1, 0.2, 0.4, 0.6, 0.8]
         return super().hparam_rows(dataset) | {
-            "adapter_ratio": (0.2, lambda r: r.choice(ratios)),
+            "adapter_ratio": between(0, 1, 0.2, lambda r: r.choice(ratios)),
             "adapter_reduction": (4, None),
-            "lr": (3.5e-3, lambda r: 10 ** r.uniform(-4, -2)),
+            "lr": at_least(0, 3.5e-3, lambda r: 10 ** r.uniform(-4, -2)),
         }
 
     @classmethod
     def few_shot_rows(cls, dataset, shots):
         return super().few_shot_rows(dataset, shots) | {
-            "lr": (3.5e-3, lambda r: 10 ** r.uniform(-4, -2)),
-            "batch_size": (4, None),
-            "epochs": (40, None),
+            "lr": at_least(0, 3.5e-3, lambda r: 10 ** r.uniform(-4, -2)),
+            "batch_size": at_least(1, 4),
+            "epochs": at_least(1, 40),
         }
 
     def build(self):
@@ -75,11 +76,11 @@ class CoOp(CLIPAlgorithm):
     def hparam_rows(cls, dataset):
         return super().hparam_rows(dataset) | {
             "prompt": ("{name}.", None),
-            "context_length": (16, lambda r: int(r.choice([4, 8, 16]))),
+            "context_length": at_least(1, 16, lambda r: int(r.choice([4, 8, 16]))),
             "context_words": ("", None),
             "context_by_class": (False, None),
-            "lr": (2e-3, lambda r: 10 ** r.uniform(-4, -2)),
-            "momentum": (0.9, None),
+            "lr": at_least(0, 2e-3, lambda r: 10 ** r.uniform(-4, -2)),
+            "momentum": between(0, 1, 0.9),
         }
 
     @classmethod
@@ -87,9 +88,9 @@ class CoOp(CLIPAlgorithm):
         epochs = 50 if shots == 1 or dataset == "ImageNet" else 100
         return super().few_shot_rows(dataset, shots) | {
             "prompt": ("{name}.", None),
-            "momentum": (0.9, None),
-            "batch_size": (32, None),
-            "epochs": (200 if shots >= 8 and epochs == 100 else epochs, None),
+            "momentum": between(0, 1, 0.9),
+            "batch_size": at_least(1, 32),
+            "epochs": at_least(1, 200 if shots >= 8 and epochs == 100 else epochs),
         }
 
     def __init__(self, input_shape, num_classes, num_domains, hparams):

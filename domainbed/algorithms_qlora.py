@@ -17,13 +17,14 @@ from domainbed.algorithms import HparamRows, register
 from domainbed.algorithms_lfa import LFA, CLIPAlgorithm, unit
 from domainbed.backbones import read_clip
 from domainbed.backbones.qlora import QLoRABackbone
+from domainbed.lib.bounds import at_least, between
 from domainbed.lib.errors import InputError
 
 TOWER_ROWS: HparamRows = {
     "quant": ("nf4", None),
-    "lora_r": (4, None),
-    "lora_alpha": (4, None),
-    "lora_dropout": (0.25, None),
+    "lora_r": at_least(1, 4),
+    "lora_alpha": at_least(0, 4),
+    "lora_dropout": between(0, 1, 0.25),
     "lora_targets": (["q_proj", "k_proj", "v_proj", "out_proj"], None),
 }
 # What decides which images a run trains and selects on: the same in both stages.

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from domainbed.algorithms import ERM, SMALL_IMAGES, Minibatches, all_of, register, split
+from domainbed.lib.bounds import at_least, between
 from domainbed.lib.divergences import gaussian_mmd
 from domainbed.lib.errors import InputError
 
@@ -69,7 +70,7 @@ class GroupDRO(ERM):
     q_d grows by exp(eta R_d), sum q = 1; the loss is q . R.
     """
 
-    HPARAMS = {"groupdro_eta": (1e-2, lambda r: 10 ** r.uniform(-3, -1))}
+    HPARAMS = {"groupdro_eta": at_least(0, 1e-2, lambda r: 10 ** r.uniform(-3, -1))}
 
     def __init__(self, input_shape, num_classes, num_domains, hparams):
         super().__init__(input_shape, num_classes, num_domains, hparams)
@@ -93,8 +94,10 @@ class VREx(Annealed):
 
     ANNEALED = {"vrex_lambda": "vrex_penalty_anneal_iters"}
     HPARAMS = {
-        "vrex_lambda": (1e1, lambda r: 10 ** r.uniform(-1, 5)),
-        "vrex_penalty_anneal_iters": (500, lambda r: int(10 ** r.uniform(0, 4))),
+        "vrex_lambda": at_least(0, 1e1, lambda r: 10 ** r.uniform(-1, 5)),
+        "vrex_penalty_anneal_iters": at_least(
+            0, 500, lambda r: int(10 ** r.uniform(0, 4))
+        ),
     }
 
     def loss(self, minibatches):
@@ -122,8 +125,10 @@ class IRM(Annealed):
 
     ANNEALED = {"irm_lambda": "irm_penalty_anneal_iters"}
     HPARAMS = {
-        "irm_lambda": (1e2, lambda r: 10 ** r.uniform(-1, 5)),
-        "irm_penalty_anneal_iters": (500, lambda r: int(10 ** r.uniform(0, 4))),
+        "irm_lambda": at_least(0, 1e2, lambda r: 10 ** r.uniform(-1, 5)),
+        "irm_penalty_anneal_iters": at_least(
+            0, 500, lambda r: int(10 ** r.uniform(0, 4))
+        ),
     }
 
     def irm_penalty(self, logits: Parts, minibatches: Minibatches) -> torch.Tensor:
@@ -152,8 +157,10 @@ class IB_ERM(Annealed):
     MIN_ITEMS = 2
     ANNEALED = {"ib_lambda": "ib_penalty_anneal_iters"}
     HPARAMS = {
-        "ib_lambda": (1e2, lambda r: 10 ** r.uniform(-1, 5)),
-        "ib_penalty_anneal_iters": (500, lambda r: int(10 ** r.uniform(0, 4))),
+        "ib_lambda": at_least(0, 1e2, lambda r: 10 ** r.uniform(-1, 5)),
+        "ib_penalty_anneal_iters": at_least(
+            0, 500, lambda r: int(10 ** r.uniform(0, 4))
+        ),
     }
 
     def ib_penalty(self, features: Parts) -> torch.Tensor:
@@ -218,9 +225,9 @@ class EQRM(Annealed):
     ANNEALED = {"eqrm_quantile": "eqrm_burnin_iters"}
     ANNEALED_LR = "eqrm_lr"
     HPARAMS = {
-        "eqrm_quantile": (0.75, lambda r: r.uniform(0.5, 0.99)),
-        "eqrm_burnin_iters": (2500.0, lambda r: 10 ** r.uniform(2.5, 3.5)),
-        "eqrm_lr": (1e-6, lambda r: 10 ** r.uniform(-7, -5)),
+        "eqrm_quantile": between(0, 1, 0.75, lambda r: r.uniform(0.5, 0.99)),
+        "eqrm_burnin_iters": at_least(0, 2500.0, lambda r: 10 ** r.uniform(2.5, 3.5)),
+        "eqrm_lr": at_least(0, 1e-6, lambda r: 10 ** r.uniform(-7, -5)),
         "as_released": (True, None),
     }
 
@@ -257,25 +264,26 @@ class RDM(Annealed):
     @classmethod
     def hparam_rows(cls, dataset):
         rows = {
-            "rdm_lambda": (5.0, lambda r: r.uniform(0.1, 10)),
-            "rdm_penalty_anneal_iters": (1500, lambda r: int(r.uniform(800, 2700))),
-            "variance_weight": (0.004, lambda r: r.uniform(0.001, 0.007)),
-            "rdm_lr": (1.5e-5, lambda r: r.uniform(8e-6, 2e-5)),
+            "rdm_lambda": at_least(0, 5.0, lambda r: r.uniform(0.1, 10)),
+            "rdm_penalty_anneal_iters": at_least(
+                0, 1500, lambda r: int(r.uniform(800, 2700))
+            ),
+            "variance_weight": at_least(0, 0.004, lambda r: r.uniform(0.001, 0.007)),
+            "rdm_lr": at_least(0, 1.5e-5, lambda r: r.uniform(8e-6, 2e-5)),
         }
         if dataset not in SMALL_IMAGES:
-            rows["batch_size"] = (88, lambda r: int(r.uniform(70, 100)))
+            rows["batch_size"] = at_least(1, 88, lambda r: int(r.uniform(70, 100)))
         if dataset in ("DomainNet", "TerraIncognita"):
-            rows["batch_size"] = (40, lambda r: int(r.uniform(30, 60)))
+            rows["batch_size"] = at_least(1, 40, lambda r: int(r.uniform(30, 60)))
         if dataset in ("TerraIncognita", "OfficeHome", "DomainNet"):
-            rows["variance_weight"] = (0.0, None)
+            rows["variance_weight"] = at_least(0, 0.0)
         if dataset in ("PACS", "TerraIncognita"):
-            rows["rdm_lambda"] = (5.0, lambda r: r.uniform(1, 10))
+            rows["rdm_lambda"] = at_least(0, 5.0, lambda r: r.uniform(1, 10))
         if dataset == "DomainNet":
             rows |= {
-                "rdm_lambda": (0.5, lambda r: r.uniform(0.1, 1)),
-                "rdm_penalty_anneal_iters": (
-                    2400,
-                    lambda r: int(r.uniform(1500, 3000)),
+                "rdm_lambda": at_least(0, 0.5, lambda r: r.uniform(0.1, 1)),
+                "rdm_penalty_anneal_iters": at_least(
+                    0, 2400, lambda r: int(r.uniform(1500, 3000))
                 ),
             }
         return super().hparam_rows(dataset) | rows
@@ -311,7 +319,7 @@ class SD(ERM):
     https://arxiv.org/abs/2011.09468
     """
 
-    HPARAMS = {"sd_reg": (0.1, lambda r: 10 ** r.uniform(-5, -1))}
+    HPARAMS = {"sd_reg": at_least(0, 0.1, lambda r: 10 ** r.uniform(-5, -1))}
 
     def loss(self, minibatches):
         x, y = all_of(minibatches)

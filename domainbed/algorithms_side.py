@@ -21,7 +21,8 @@ from torch import nn
 from domainbed.algorithms import register
 from domainbed.algorithms_adapter import TokenCLIP, TowerCLIP
 from domainbed.backbones import run_block
-from domainbed.lib.errors import InputError, UnknownNameError, check_hparam, divided
+from domainbed.lib.bounds import at_least, between
+from domainbed.lib.errors import InputError, UnknownNameError, divided
 
 FORMS = ("late", "output")
 
@@ -142,8 +143,8 @@ class UniPT(ParallelCLIP):
             "unipt_reduction": (4, lambda r: r.choice([1, 2, 4, 8])),
             "unipt_text": (True, lambda r: r.choice([True, False])),
             "unipt_zero_init": (False, None),
-            "lr": (1e-4, lambda r: 10 ** r.uniform(-5, -3)),
-            "weight_decay": (1e-2, lambda r: r.choice([0.0, 1e-2, 0.2])),
+            "lr": at_least(0, 1e-4, lambda r: 10 ** r.uniform(-5, -3)),
+            "weight_decay": at_least(0, 1e-2, lambda r: r.choice([0.0, 1e-2, 0.2])),
         }
 
     @property
@@ -226,9 +227,9 @@ class SHERL(ParallelCLIP):
             "sherl_reduction": (8, lambda r: r.choice([2, 4, 8, 16])),
             "sherl_form": ("late", lambda r: r.choice(FORMS)),
             "sherl_text": (True, None),
-            "sherl_dropout": (0.1, None),
-            "lr": (5e-4, lambda r: 10 ** r.uniform(-4.5, -3)),
-            "weight_decay": (1e-2, lambda r: r.choice([0.0, 1e-2])),
+            "sherl_dropout": between(0, 1, 0.1),
+            "lr": at_least(0, 5e-4, lambda r: 10 ** r.uniform(-4.5, -3)),
+            "weight_decay": at_least(0, 1e-2, lambda r: r.choice([0.0, 1e-2])),
         }
 
     @property
@@ -243,7 +244,6 @@ class SHERL(ParallelCLIP):
         if (form := self.hparams["sherl_form"]) not in FORMS:
             name = "value of the hyperparameter sherl_form:"
             raise UnknownNameError(name, form, FORMS)
-        check_hparam(self.hparams, "sherl_dropout", 0, 1)
         if not self.is_late:
             self.build_networks(SHERLNetwork, "sherl_reduction")
             return
@@ -320,8 +320,8 @@ class LST(TokenCLIP):
             "lst_reduction": (8, lambda r: r.choice([4, 8, 16])),
             "lst_drop": ([], None),
             "lst_add": (True, None),
-            "lr": (1e-3, lambda r: 10 ** r.uniform(-4, -2.5)),
-            "weight_decay": (1e-2, lambda r: r.choice([0.0, 1e-2, 3e-2])),
+            "lr": at_least(0, 1e-3, lambda r: 10 ** r.uniform(-4, -2.5)),
+            "weight_decay": at_least(0, 1e-2, lambda r: r.choice([0.0, 1e-2, 3e-2])),
         }
 
     def build(self):

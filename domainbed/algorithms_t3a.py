@@ -10,7 +10,7 @@ import torch
 
 from domainbed.algorithms import register
 from domainbed.algorithms_lfa import ZeroShotCLIP, unit
-from domainbed.lib.errors import InputError
+from domainbed.lib.bounds import at_least
 
 
 @register
@@ -27,14 +27,12 @@ class T3A(ZeroShotCLIP):
     @classmethod
     def hparam_rows(cls, dataset):
         return super().hparam_rows(dataset) | {
-            "filter_K": (100, lambda r: r.choice([1, 5, 20, 50, 100]))
+            "filter_K": at_least(1, 100, lambda r: r.choice([1, 5, 20, 50, 100]))
         }
 
     def encode_prompts(self):
         super().encode_prompts()
         texts, K = self.class_embeddings(), self.hparams["filter_K"]
-        if K < 1:
-            raise InputError(f"hyperparameter filter_K is {K}; it must be at least 1.")
         n_classes, width = texts.shape
         self.register_buffer("supports", texts.new_zeros(n_classes, K, width))
         self.register_buffer("entropies", texts.new_full((n_classes, K), torch.inf))

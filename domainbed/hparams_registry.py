@@ -1,19 +1,20 @@
 """Hyperparameters: the common rows, and those that an algorithm declares.
 
-A row is a default and a random draw. Each draw has a generator of its own, seeded by
-the row's name, so a new row never changes another's draw.
+A row is a default and a random draw, perhaps with bounds (`lib/bounds.py`). Each draw
+has a generator of its own, seeded by the row's name, so a new row never changes
+another's draw.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from domainbed.lib import misc
+from domainbed.lib.bounds import at_least, between, check_bounds, instead_of
 from domainbed.lib.errors import InputError, did_you_mean
 from domainbed.lib.texts import read_text
 
@@ -23,22 +24,13 @@ if TYPE_CHECKING:
 ALSO = {"pretrained": (str,), "prompt": (str, list)}  # a path, several templates
 PYTHONS = {"True": True, "False": False, "None": None}  # JSON's true, false, null
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)  # .001, too
-SHARE, COUNT, SIZE = (0, 1), (0, math.inf), (1, math.inf)
-# The least and the most that a number may be, whichever algorithm has it.
-BOUNDS = {
-    **dict.fromkeys(("lr", "weight_decay", "linear_steps", "vector_depth"), COUNT),
-    "views": COUNT,
-    **dict.fromkeys(("batch_size", "num_domain_tokens", "text_chunk", "rank"), SIZE),
-    **dict.fromkeys(("lora_r", "mlp_width", "vector_width", "mlp_depth"), SIZE),
-    **dict.fromkeys(("momentum", "beta"), SHARE),
-}
 
 
 def common_rows(dataset: str) -> HparamRows:
     """DomainBed's rows: name -> (default, draw); a draw of None is the default."""
     from domainbed.algorithms import SMALL_IMAGES
 
-    dropout = (0.0, lambda r: r.choice([0.0, 0.1, 0.5]))
+    dropout = between(0, 1, 0.0, lambda r: r.choice([0.0, 0.1, 0.5]))
     rows: HparamRows = {
         "data_augmentation": (True, None),
         "augment_validation": (False, None),  # upstream augments training's out-splits
@@ -49,7 +41,7 @@ def common_rows(dataset: str) -> HparamRows:
         "vit_attn_tune": (False, None),
         "freeze_bn": (False, None),
         "lars": (False, None),
-        "linear_steps": (500, None),
+        "linear_steps": at_least(0, 500),
         "resnet_dropout": dropout,
         "vit_dropout": dropout,
         "class_balanced": (False, None),
@@ -57,15 +49,15 @@ def common_rows(dataset: str) -> HparamRows:
     }
     if dataset in SMALL_IMAGES:
         return rows | {
-            "lr": (1e-3, lambda r: 10 ** r.uniform(-4.5, -2.5)),
-            "weight_decay": (0.0, None),
-            "batch_size": (64, lambda r: int(2 ** r.uniform(3, 9))),
+            "lr": at_least(0, 1e-3, lambda r: 10 ** r.uniform(-4.5, -2.5)),
+            "weight_decay": at_least(0, 0.0),
+            "batch_size": at_least(1, 64, lambda r: int(2 ** r.uniform(3, 9))),
         }
     largest = 5 if dataset == "DomainNet" else 5.5
     return rows | {
-        "lr": (5e-5, lambda r: 10 ** r.uniform(-5, -3.5)),
-        "weight_decay": (0.0, lambda r: 10 ** r.uniform(-6, -2)),
-        "batch_size": (32, lambda r: int(2 ** r.uniform(3, largest))),
+        "lr": at_least(0, 5e-5, lambda r: 10 ** r.uniform(-5, -3.5)),
+        "weight_decay": at_least(0, 0.0, lambda r: 10 ** r.uniform(-6, -2)),
+        "batch_size": at_least(1, 32, lambda r: int(2 ** r.uniform(3, largest))),
     }
 
 
@@ -73,14 +65,15 @@ def hparam_rows(algorithm: str, dataset: str) -> HparamRows:
     """All rows of an algorithm on a dataset; its own go before the common ones."""
     from domainbed.algorithms import get_algorithm_class  # which takes torch
 
-    return common_rows(dataset) | get_algorithm_class(algorithm).hparam_rows(dataset)
+    own = get_algorithm_class(algorithm).hparam_rows(dataset)
+    return instead_of(common_rows(dataset), own)
 
 
 def default_hparams(
     algorithm: str, dataset: str, of_task: HparamRows | None = None
 ) -> dict[str, Any]:
     """Every hyperparameter's default; a task's rows go before the algorithm's."""
-    rows = hparam_rows(algorithm, dataset) | (of_task or {})
+    rows = instead_of(hparam_rows(algorithm, dataset), of_task or {})
     return {name: default for name, (default, _) in rows.items()}
 
 
@@ -94,7 +87,7 @@ def random_hparams(
             return default
         return misc.plain(draw(np.random.RandomState(misc.seed_hash(seed, name))))
 
-    rows = hparam_rows(algorithm, dataset) | (of_task or {})
+    rows = instead_of(hparam_rows(algorithm, dataset), of_task or {})
     return {name: value(name, *row) for name, row in rows.items()}
 
 
@@ -157,7 +150,7 @@ def check_hparams(
 
     `class_names`, a fact of the dataset, is always allowed.
     """
-    rows = hparam_rows(algorithm, dataset) | (of_task or {})
+    rows = instead_of(hparam_rows(algorithm, dataset), of_task or {})
     rows |= {"class_names": ([], None)}
     known = {name: default for name, (default, _) in rows.items()}
     for name, value in hparams.items():
@@ -168,25 +161,12 @@ def check_hparams(
                 + f" It has: {', '.join(sorted(known))}."
             )
         default = known[name]
-        check_bounds(name, value)
+        check_bounds(name, value, rows[name])
         if not same_kind(value, *rows[name]) and type(value) not in ALSO.get(name, ()):
             raise InputError(
                 f"hyperparameter {name!r} of {algorithm} is {value!r}; it must be "
                 f"of the kind of its default, {default!r}{spelling(value, default)}."
             )
-
-
-def check_bounds(name: str, value: Any) -> None:
-    """InputError for a number outside of the bounds, or one that is not finite."""
-    if type(value) not in (int, float):
-        return
-    least, most = BOUNDS.get(name, (-math.inf, math.inf))
-    if name.endswith("dropout"):
-        least, most = SHARE
-    if not math.isfinite(value) or not least <= value <= most:
-        allowed = f"from {least} to {most}" if most < math.inf else f"at least {least}"
-        allowed = allowed if least > -math.inf else "a finite number"
-        raise InputError(f"hyperparameter {name!r} is {value}; it must be {allowed}.")
 
 
 def spelling(value: Any, default: Any) -> str:

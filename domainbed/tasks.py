@@ -14,6 +14,7 @@ from domainbed.arguments import environment_numbers
 from domainbed.datasets import MultipleDomainDataset, get_dataset_class
 from domainbed.datasets_few_shot import Shots
 from domainbed.lib import misc
+from domainbed.lib.bounds import at_least
 from domainbed.lib.errors import InputError, UnknownNameError
 from domainbed.lib.shots import batches_per_epoch, cosine, rate, scores
 
@@ -182,12 +183,16 @@ class FewShot(DomainGeneralization):
         dataset_class = class_for(args.dataset, args.task)
         algorithm_class = algorithm_for(args.algorithm)
         own = algorithm_class.hparam_rows(args.dataset)
-        rows = {"prompt": dataset_class.TEMPLATE, "augment": dataset_class.AUGMENT}
-        rows |= {"views": 0, "train_on_val": dataset_class.TRAIN_ON_VAL}
+        rows = {
+            "prompt": (dataset_class.TEMPLATE, None),
+            "augment": (dataset_class.AUGMENT, None),
+            "views": at_least(0, 0),
+            "train_on_val": (dataset_class.TRAIN_ON_VAL, None),
+        }
         if "prompt" not in own:
             del rows["prompt"]
         further = algorithm_class.few_shot_rows(args.dataset, args.shots)
-        return {name: (value, None) for name, value in rows.items()} | further
+        return rows | further
 
     def dataset(self, args, hparams):
         check_views(args.algorithm, hparams)

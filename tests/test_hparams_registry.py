@@ -1,3 +1,4 @@
+import functools
 import json
 import math
 import re
@@ -8,6 +9,7 @@ from helpers import CONTRACT
 
 from domainbed import algorithms, datasets, hparams_registry
 from domainbed.lib import misc
+from domainbed.lib.bounds import at_least, between, check_bounds
 from domainbed.lib.errors import InputError
 
 UPSTREAM = json.loads((CONTRACT / "golden.json").read_text())
@@ -91,14 +93,52 @@ def test_wrong_hparams_are_named(hparams, says):
     assert re.search(says, str(error.value))
 
 
+@pytest.mark.parametrize(
+    "algorithm, hparams, says",
+    [
+        ("ARC", {"arc_dim": 0}, "'arc_dim' is 0; it must be at least 1"),
+        ("ARC", {"arc_dropout": 1.5}, "is 1.5; it must be from 0 to 1"),
+        ("ARC", {"warmup_steps": -1}, "is -1; it must be at least 0"),
+        ("MAM", {"mam_r": 0}, "is 0; it must be at least 1"),
+        ("HST", {"drop_path": 2.0}, "is 2.0; it must be from 0 to 1"),
+        ("T3A", {"filter_K": 0}, "is 0; it must be at least 1"),
+        ("VQT", {"vqt_T": 0}, "is 0; it must be at least 1"),
+        ("Head2Toe", {"h2t_target": -1}, "is -1; it must be at least 0"),
+        ("Mixup", {"mixup_alpha": 0.0}, "is 0.0; it must be at least 1e-06"),
+        ("DANN", {"beta1": 1.0}, "is 1.0; it must be from 0 to 0.9999"),
+        ("RSC", {"rsc_f_drop_factor": 2.0}, "is 2.0; it must be from 0 to 1"),
+        ("ERM", {"vector_width": 0}, "is 0; it must be at least 1"),
+    ],
+)
+def test_bounds_are_those_of_the_row(algorithm, hparams, says):
+    with pytest.raises(InputError, match=says):
+        hparams_registry.check_hparams(algorithm, "PACS", hparams)
+
+
 def test_every_default_and_draw_is_within_the_bounds():
     for algorithm in algorithms.ALGORITHMS:
+        rows = hparams_registry.hparam_rows(algorithm, "PACS")
         for hparams in (
             hparams_registry.default_hparams(algorithm, "PACS"),
             *(hparams_registry.random_hparams(algorithm, "PACS", s) for s in range(9)),
         ):
             for name, value in hparams.items():
-                hparams_registry.check_bounds(name, value)
+                check_bounds(name, value, rows[name])
+
+
+def test_nobody_elses_row_needs_bounds(monkeypatch):
+    """A plain row has those of the common one that it stands in for, if there is one;
+    a row of a task has the algorithm's.
+    """
+    rows = {"lr": (0.1, None), "mine": (1, None), "momentum": between(0, 1, 0.5)}
+    monkeypatch.setattr(algorithms.ERM, "HPARAMS", rows)
+    check = functools.partial(hparams_registry.check_hparams, "ERM", "PACS")
+    check({"lr": 3.0, "mine": -7, "momentum": 1.0})
+    assert hparams_registry.hparam_rows("ERM", "PACS")["lr"] == (0.1, None)
+    of_task = {"momentum": (0.9, None), "epochs": at_least(1, 5)}
+    for name, value in (("lr", -1.0), ("momentum", 2.0), ("epochs", 0)):
+        with pytest.raises(InputError, match=f"{name!r} is {value}; it must be"):
+            check({name: value}, of_task)
 
 
 @pytest.mark.parametrize(

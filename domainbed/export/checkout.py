@@ -24,6 +24,7 @@ COPIED = (
     "backbones/conversion.py",
     "backbones/qlora.py",
     "backbones/weights.py",
+    "lib/bounds.py",
     "lib/cuda_graph.py",
     "lib/errors.py",
     "lib/optional.py",

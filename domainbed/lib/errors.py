@@ -50,16 +50,6 @@ def check_at_least(args: argparse.Namespace, **bounds: int) -> None:
             raise InputError(f"--{name} is {value}; it must be at least {bound}.")
 
 
-def check_hparam(
-    hparams: dict[str, Any], name: str, low: float, high: float | None = None
-) -> None:
-    """InputError if that hyperparameter is below `low` or above `high`."""
-    value = hparams[name]
-    if not low <= value <= (value if high is None else high):
-        allowed = f"at least {low}" if high is None else f"from {low} to {high}"
-        raise InputError(f"hyperparameter {name} is {value}; it must be {allowed}.")
-
-
 def divided(width: int, hparams: dict[str, Any], name: str) -> int:
     """width / that hyperparameter; InputError unless it divides the width."""
     value = hparams[name]
