@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torchvision.transforms import Compose, Normalize
 from torchvision.transforms.functional import InterpolationMode, resize
 
@@ -328,13 +329,21 @@ def read_clip(name: str) -> tuple[CLIP, Compose]:
     path = EMOJI_CLIP if path == "emoji" else Path(path).expanduser()
     if activation not in ("", "gelu"):
         raise InputError(f"clip_backbone {name!r} may end in +gelu, not +{activation}.")
-    # Weights are drawn before they are read; whether this model was read before must
-    # not change the numbers that are drawn after it.
-    with torch.random.fork_rng(devices=[]):
+    # Whether this model was read before must not change the numbers drawn after it.
+    with torch.random.fork_rng(devices=[]), Undrawn():
         model = from_file(path) if path.exists() else from_openai(name)
     if activation:
         use_gelu(model)
     return model, openai_clip.clip._transform(model.visual.input_resolution)
+
+
+class Undrawn(TorchFunctionMode):
+    """Inside, new modules draw no weights, which takes longer than to read them."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function.__name__.endswith(("normal_", "uniform_")):
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **(kwargs or {}))
 
 
 def from_file(path: Path) -> CLIP:
@@ -397,14 +406,16 @@ def default_clip(dataset: str) -> str:
 
 
 def load_clip(name: str) -> CLIPBackbone:
-    """A frozen copy of the CLIP that `name` means: `emoji`, OpenAI's name or a path.
+    """The frozen CLIP that `name` means: `emoji`, OpenAI's name or a path.
 
+    All of one name share their weights: who changes some copies the module before.
     Of `Features:FILE` it is what that file knows of one.
     """
     if name.startswith(FEATURES):  # not among what an export copies
         return importlib.import_module("domainbed.backbones.file_tower").FileTower(name)
     model, preprocess = read_clip(name)
-    return CLIPBackbone(copy.deepcopy(model), preprocess)
+    weights = {id(w): nn.Parameter(w.data, False) for w in model.parameters()}
+    return CLIPBackbone(copy.deepcopy(model, weights), preprocess)
 
 
 def clip_transform(name: str) -> Compose:

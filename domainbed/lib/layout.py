@@ -78,24 +78,23 @@ def check_classes(folder: Path, classes: list[str], known: Sequence[str]) -> Non
     said on standard error.
     """
     there = listed(map(repr, classes), 20) or "none"
-    example = next(iter(pictures(folder)), None)
-    where = f"; its first picture is {example}" if example else ""
     expected = f"{folder} should hold DOMAIN/CLASS/PICTURE"
     if classes and {name.casefold() for name in classes} <= PARTS:
         raise InputError(
-            f"{expected}, but its domains hold parts of a dataset, {there}{where}; "
-            "move the class folders up one level."
+            f"{expected}, but its domains hold parts of a dataset, "
+            f"{there}{example(folder)}; move the class folders up one level."
         )
     if len(classes) < 2:
         raise InputError(
-            f"{expected} with at least two classes; it has {there}{where}. Perhaps it "
-            "is a level too high or too low."
+            f"{expected} with at least two classes; it has {there}{example(folder)}. "
+            "Perhaps it is a level too high or too low."
         )
     own = {*map(plain, known)}
     others = [name for name in classes if known and plain(name) not in own]
     if others and len(others) == len(classes):
         raise InputError(
-            f"{expected} with the classes {listed(known, 10)}; it has {there}{where}."
+            f"{expected} with the classes {listed(known, 10)}; it has "
+            f"{there}{example(folder)}."
         )
     if others:
         print(
@@ -103,6 +102,12 @@ def check_classes(folder: Path, classes: list[str], known: Sequence[str]) -> Non
             f"the dataset's: {listed(known, 10)}.",
             file=sys.stderr,
         )
+
+
+def example(folder: Path) -> str:
+    """Where a picture lies, for a sentence."""
+    first = next(iter(pictures(folder)), None)
+    return f"; its first picture is {first}" if first else ""
 
 
 def check_pictures(environments: list[Any], missing_allowed: bool) -> None:
@@ -117,7 +122,7 @@ def check_pictures(environments: list[Any], missing_allowed: bool) -> None:
                 f"holds no pictures{other_files(env.root)}; their names end in "
                 ".jpg, .jpeg, .png, .webp, .bmp, .tif, .tiff, .ppm or .pgm."
             )
-        counts = Counter(label for _, label in env.samples)
+        counts = Counter(env.targets)
         lacking = [c for label, c in enumerate(env.classes) if not counts[label]]
         if lacking and not missing_allowed:
             raise InputError(
@@ -125,12 +130,12 @@ def check_pictures(environments: list[Any], missing_allowed: bool) -> None:
                 f"no picture of the class {', '.join(map(repr, lacking))}, which other "
                 "environments have; --allow_missing_classes goes on without."
             )
-    paths = [(env, path) for env in environments for path, _ in env.samples]
-    deep = [p for env, p in paths if len(Path(p).relative_to(env.root).parts) > 2]
-    if len(deep) == len(paths):
+    paths = ((env.root, path) for env in environments for path, _ in env.samples)
+    if all(len(Path(path).relative_to(root).parts) > 2 for root, path in paths):
+        first = environments[0]
         print(
             f"warning: no picture lies in its class's folder, all lie deeper, as "
-            f"{deep[0]}; the classes are {', '.join(environments[0].classes[:10])}.",
+            f"{first.samples[0][0]}; the classes are {', '.join(first.classes[:10])}.",
             file=sys.stderr,
         )
 

@@ -9,6 +9,7 @@ from clip.model import CLIP
 
 from domainbed import backbones
 from domainbed.backbones.conversion import to_transformers
+from domainbed.backbones.weights import read_state
 from domainbed.lib.errors import InputError
 from domainbed.lib.transforms import IMAGENET_MEAN, IMAGENET_STD
 
@@ -111,12 +112,27 @@ def test_a_state_dict_holds_the_fingerprint_only(emoji, tmp_path):
         other.load_state_dict(state)
 
 
-def test_copies_share_nothing(emoji):
-    other = backbones.load_clip("emoji")
+def test_all_share_the_weights_and_nothing_else():
+    emoji, other = backbones.load_clip("emoji"), backbones.load_clip("emoji")
     assert other.fingerprint == emoji.fingerprint
-    with torch.no_grad():
-        other.model.visual.proj.add_(1)
-    assert not torch.equal(other.image_projection, emoji.image_projection)
+    pairs = zip(other.parameters(), emoji.parameters(), strict=True)
+    assert all(a is not b and a.data_ptr() == b.data_ptr() for a, b in pairs)
+    other.double()
+    other.model.visual.proj = torch.nn.Parameter(torch.zeros(1))
+    assert {p.dtype for p in emoji.parameters()} == {torch.float32}
+    assert emoji.image_projection.any()
+
+
+def test_weights_are_those_of_the_file_whatever_would_be_drawn():
+    """To read them draws none, and leaves the generators where they were."""
+    backbones.read_clip.cache_clear()
+    before = torch.get_rng_state()
+    model, _ = backbones.read_clip("emoji")
+    assert torch.equal(torch.get_rng_state(), before)
+    state = read_state(backbones.EMOJI_CLIP)
+    read = model.state_dict()
+    assert read.keys() <= state.keys()
+    assert all(torch.equal(read[name], state[name].float()) for name in read)
 
 
 def test_sizes_are_read_from_the_checkpoint(tmp_path):
