@@ -230,7 +230,7 @@ def fingerprint_of(weights: dict[str, torch.Tensor]) -> str:
     digest = hashlib.sha256()
     for name, weight in sorted(weights.items()):
         digest.update(name.encode())
-        digest.update(weight.float().cpu().contiguous().numpy().tobytes())
+        digest.update(weight.float().cpu().reshape(-1).numpy())
     return digest.hexdigest()[:16]
 
 

@@ -1,55 +1,52 @@
-"""Runs in children of one process that has imported all that they need."""
+"""Runs in children of one process that has imported and read what they all need."""
 
 import contextlib
 import importlib
 import multiprocessing
 import os
-import pkgutil
 import shlex
 import signal
 import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import forkserver
+from multiprocessing.context import BaseContext
 
-import domainbed
 from domainbed.launchers.local import run_command, visible_gpus
 from domainbed.lib import misc
 from domainbed.lib.memory import free_bytes
 
 TRAIN = ["python", "-m", "domainbed.scripts.train"]
-CURVES = "torch.utils.tensorboard"  # which a run imports late
+WARM = "domainbed.launchers.warm"
+FIRST = "DOMAINBED_FIRST_RUN"  # the variable that tells it a command
 RUN = 2**30  # bytes that a run is taken to need; one that needs more is tried alone
 
 
 def pool_launcher(commands: list[str], jobs: int | None = None) -> list[int]:
-    """`jobs` commands at a time, in children of a process that has imported all.
+    """`jobs` commands at a time, in children of a process that has all ready (`warm`).
 
-    Importing torch takes seconds, most of a job's time where a small head trains on
-    stored features. A job still has a process of its own: whatever ends it, the others
-    go on. Each gets the GPU on which the fewest run. By default as many run at once as
-    `at_once` says; what was killed for want of memory then goes on alone, once.
+    Importing torch and reading a CLIP takes seconds, most of a job's time where a small
+    head trains on stored features. A job still has a process of its own: whatever ends
+    it, the others go on. Each gets the GPU on which the fewest run. By default as many
+    run at once as `at_once` says; what was killed for want of memory then goes on
+    alone, once.
     """
     gpus = visible_gpus()
     if jobs is None:
         jobs = at_once(len(gpus))
-    slots, warm = Slots(gpus), multiprocessing.get_context("forkserver")
-    families = (module.name for module in pkgutil.iter_modules(domainbed.__path__))
-    families = (
-        name for name in families if name.startswith(("algorithms", "datasets"))
-    )
-    warm.set_forkserver_preload(
-        [TRAIN[-1], CURVES, *(f"domainbed.{name}" for name in families)]
-    )
+    slots, context = Slots(gpus), multiprocessing.get_context("forkserver")
+    start_server(context, commands)
 
     def run(command: str) -> tuple[int, bool]:
         """Its exit status, and whether the machine ran out of memory meanwhile."""
-        words, before = shlex.split(command), out_of_memory_kills()
+        before = out_of_memory_kills()
         with slots.one() as gpu:
-            if words[: len(TRAIN)] != TRAIN:
+            if not is_train(command):
                 status = run_command(command, **gpu)
             else:
-                child = warm.Process(target=train_here, args=(words[len(TRAIN) :], gpu))
+                words = shlex.split(command)[len(TRAIN) :]
+                child = context.Process(target=train_here, args=(words, gpu))
                 child.start()
                 child.join()
                 status = child.exitcode
@@ -64,6 +61,22 @@ def pool_launcher(commands: list[str], jobs: int | None = None) -> list[int]:
         run(command)[0] if killed else status
         for command, (status, killed) in zip(commands, ended, strict=True)
     ]
+
+
+def is_train(command: str) -> bool:
+    return shlex.split(command)[: len(TRAIN)] == TRAIN
+
+
+def start_server(context: BaseContext, commands: list[str]) -> None:
+    """Start what forks the runs, if there is one, made ready for the first of them."""
+    first = next(filter(is_train, commands), None)
+    if first is not None:
+        context.set_forkserver_preload([WARM])
+        os.environ[FIRST] = first
+        try:
+            forkserver.ensure_running()
+        finally:
+            del os.environ[FIRST]
 
 
 def at_once(n_gpus: int) -> int:

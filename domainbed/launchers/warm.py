@@ -1,0 +1,48 @@
+"""Imported by the process whose children a pool's runs are: what all begin with.
+
+The modules, the commit, the frozen CLIP that the first run reads. None of it uses the
+GPU or several threads: what a process has started of these, its children have not.
+"""
+
+import contextlib
+import gc
+import importlib
+import os
+import pkgutil
+import shlex
+
+import torch
+
+import domainbed
+from domainbed import flags
+from domainbed.arguments import resolve_hparams
+from domainbed.backbones import read_clip
+from domainbed.launchers.pool import FIRST, TRAIN
+from domainbed.runs import provenance
+from domainbed.tasks import get_task
+
+
+def warm_up(command: str) -> None:
+    """Make ready for runs such as that one; what is wrong with it, it says itself."""
+    torch.set_num_threads(1)
+    for late in (TRAIN[-1], "torch.utils.tensorboard"):
+        importlib.import_module(late)
+    for module in pkgutil.iter_modules(domainbed.__path__):
+        if module.name.startswith(("algorithms", "datasets")):
+            importlib.import_module(f"domainbed.{module.name}")
+    provenance.git_state()
+    with contextlib.suppress(Exception, SystemExit):
+        read_tower(shlex.split(command)[len(TRAIN) :])
+    gc.freeze()  # or the first collection in each child would write to all of it
+
+
+def read_tower(words: list[str]) -> None:
+    """Read the frozen CLIP that a run of these arguments takes its features from."""
+    args = flags.parse_args(words)
+    hparams = resolve_hparams(args, get_task(args.task).hparam_rows(args))
+    if hparams.get("clip_transform") or hparams["input"] != "images":
+        read_clip(hparams["clip_backbone"])
+
+
+if FIRST in os.environ:
+    warm_up(os.environ[FIRST])
