@@ -140,6 +140,16 @@ def advice(text: str) -> str:
     return " JSON's quotes are double ones." if "'" in text else ""
 
 
+def given_to(algorithm: str, hparams: dict[str, Any]) -> dict[str, Any]:
+    """What a sweep's --hparams say of an algorithm: NAME is for all of them,
+    ALGORITHM.NAME for that one, and goes before what is for all.
+    """
+    own = f"{algorithm}."
+    for_all = {n: value for n, value in hparams.items() if "." not in n}
+    for_it = {n.removeprefix(own): v for n, v in hparams.items() if n.startswith(own)}
+    return for_all | for_it
+
+
 def check_hparams(
     algorithm: str,
     dataset: str,

@@ -9,6 +9,7 @@ file, one flag with its values on a line; `#` begins a comment. `@quickstart` an
 
 import argparse
 import itertools
+import json
 import shlex
 import sys
 from collections import Counter
@@ -92,7 +93,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     of_runs = flags.run_flags()
     of_runs.set_defaults(**dict.fromkeys(RUN_FLAGS))  # passed on only when given
     parser = ArgumentParser(
-        prog="sweep", description=__doc__, fromfile_prefix_chars="@", parents=[of_runs]
+        prog="sweep",
+        usage="python -m domainbed.scripts.sweep launch @quickstart \\\n"
+        "           --output_dir demo --data_dir data --command_launcher pool",
+        description=__doc__,
+        fromfile_prefix_chars="@",
+        parents=[of_runs],
     )
     add = parser.add_argument
     add("command", choices=["launch", "status", "delete_incomplete"])
@@ -114,7 +120,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     add("--retry", action="store_true", help="go on with failed and interrupted jobs")
     add("--steps", type=int)
-    add("--hparams", nargs="+", help=flags.HPARAMS_HELP)
+    add("--hparams", nargs="+", help=f"{flags.HPARAMS_HELP}; LFA.lr is LFA's alone")
     add("--holdout_fraction", type=float, default=0.2)
     add("--single_test_envs", action="store_true")
     add("--shots", nargs="+", type=int, help="few_shot: K of each class, one or more")
@@ -140,7 +146,9 @@ def check(args: argparse.Namespace) -> None:
             f"--seed {args.seed} would change nothing: a job's seed is made from its "
             "dataset, algorithm, test environments, draw and trial."
         )
-    hparams_registry.parse_hparams(args.hparams)
+    for name in hparams_registry.parse_hparams(args.hparams):
+        if "." in name:
+            REGISTRY.find(name.partition(".")[0])
     check_few_shot(args)
     for dataset in args.datasets:
         environments = len(class_for(dataset, args.task).ENVIRONMENTS)
@@ -201,7 +209,8 @@ def ask_algorithms(args: argparse.Namespace) -> None:
         run = {"dataset": dataset, "algorithm": algorithm, "task": args.task}
         run["shots"] = args.shots and args.shots[0]
         rows = get_task(args.task).hparam_rows(argparse.Namespace(**run))
-        hparams_registry.check_hparams(algorithm, dataset, hparams, rows)
+        own = hparams_registry.given_to(algorithm, hparams)
+        hparams_registry.check_hparams(algorithm, dataset, own, rows)
         if args.auto_lr:
             check_algorithm(algorithm)
 
@@ -244,6 +253,11 @@ def jobs_of(args: argparse.Namespace) -> list[Job]:
     """Every job that the flags describe."""
     few_shot = args.task == "few_shot"
     args_list = few_shot_args(args) if few_shot else all_args(args)
+    hparams = hparams_registry.parse_hparams(args.hparams)
+    if any("." in name for name in hparams):
+        for run in args_list:
+            own = hparams_registry.given_to(run["algorithm"], hparams)
+            run["hparams"] = json.dumps(own)
     given = {name: getattr(args, name) for name in RUN_FLAGS}
     given = {name: value for name, value in given.items() if value is not None}
     digested = {name: value for name, value in given.items() if name in DIGESTED}

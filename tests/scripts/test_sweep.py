@@ -248,6 +248,21 @@ def test_jobs_are_the_same_for_every_form_of_equal_hparams(form, tmp_path, ran):
     assert {str(path) for path in (tmp_path / "out").iterdir()} == expected
 
 
+def test_hparams_of_one_algorithm_reach_it_alone(tmp_path, ran):
+    """And leave the others' jobs the names that they have without them."""
+    hparams = ["--hparams", "lr=0.01", "LFA.lr=0.1", "LFA.beta=0.5", "ERM.lr=1"]
+    launch(tmp_path / "both", *hparams, launcher="local")
+    given = {}
+    for command, _ in ran:
+        words = shlex.split(command)
+        values = (words[words.index(f"--{n}") + 1] for n in ("algorithm", "hparams"))
+        given |= [[*values]]
+    assert given == {"ZeroShotCLIP": '{"lr": 0.01}', "LFA": '{"lr": 0.1, "beta": 0.5}'}
+    launch(tmp_path / "one", "--hparams", "lr=0.01", launcher="local")
+    folders = ({p.name for p in (tmp_path / n).iterdir()} for n in ("both", "one"))
+    assert len(set.intersection(*folders)) == 3  # ZeroShotCLIP's
+
+
 @pytest.mark.parametrize(
     "n, expected",
     [(1, []), (2, [[0], [1]]), (3, [[0], [0, 1], [0, 2], [1], [1, 2], [2]])],
@@ -297,6 +312,8 @@ def test_failed_jobs_are_listed_and_the_exit_status_says_so(
         (["--command_launcher", "multi_gpu"], "multi_gpu finds no GPU here"),
         (["--hparams", "{"], "--hparams '{' is not JSON"),
         (["--hparams", '{"bta": 1}'], "has no hyperparameter 'bta'"),
+        (["--hparams", "LFA.bta=1"], "LFA has no hyperparameter 'bta'"),
+        (["--hparams", "LAF.beta=1"], "Unknown algorithm 'LAF'"),
         (["--seed", "1"], "--seed 1 would change nothing"),
         (["--n_trials", "0"], "--n_trials is 0; it must be at least 1"),
     ],
