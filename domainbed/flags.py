@@ -49,11 +49,11 @@ def run_flags() -> argparse.ArgumentParser:
 
 
 def parse_args(
-    argv: list[str] | None, description: str | None = None
+    argv: list[str] | None, usage: str | None = None, description: str | None = None
 ) -> argparse.Namespace:
     """The arguments of one run, which `scripts.train` is told on its command line."""
     parser = argparse.ArgumentParser(
-        prog="train", description=description, parents=[run_flags()]
+        prog="train", usage=usage, description=description, parents=[run_flags()]
     )
     add = parser.add_argument
     add(

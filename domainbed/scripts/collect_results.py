@@ -49,7 +49,11 @@ Methods = tuple[type[model_selection.SelectionMethod], ...]
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="collect_results", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="collect_results",
+        usage="python -m domainbed.scripts.collect_results --input_dir demo",
+        description=__doc__,
+    )
     parser.add_argument(
         "--input_dir",
         type=user_path,

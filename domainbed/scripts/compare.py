@@ -23,7 +23,12 @@ Cells = dict[tuple[int, int], Told]  # by test environment and trial
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="compare", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="compare",
+        usage="python -m domainbed.scripts.compare --input_dir demo "
+        "--algorithms LFA Head2Toe",
+        description=__doc__,
+    )
     add = parser.add_argument
     add("--input_dir", nargs="+", required=True, help="the sweep's folder, or several")
     add("--algorithms", nargs="+", required=True, help="every pair of them is compared")

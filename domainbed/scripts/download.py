@@ -15,7 +15,11 @@ MNIST = ("MNIST", "RotatedMNIST", "ColoredMNIST")
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="download", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="download",
+        usage="python -m domainbed.scripts.download --data_dir data --dataset PACS",
+        description=__doc__,
+    )
     parser.add_argument(
         "--data_dir", required=True, type=lambda text: Path(user_path(text))
     )

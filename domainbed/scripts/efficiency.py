@@ -31,7 +31,12 @@ HPARAMS = {"batch_size": 32, "qlora_run": "none"}
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="efficiency", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="efficiency",
+        usage="python -m domainbed.scripts.efficiency --algorithms LFA DPLCLIP \\\n"
+        "           --dataset EmojiDG --data_dir data",
+        description=__doc__,
+    )
     add = parser.add_argument
     add("--algorithms", nargs="+", required=True)
     add("--dataset", required=True)

@@ -16,7 +16,11 @@ from domainbed.lib.progress import add_quiet, silenced
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="explain", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="explain",
+        usage="python -m domainbed.scripts.explain --run out --disagreements 8",
+        description=__doc__,
+    )
     add = parser.add_argument
     add("--run", type=Path, required=True, help="the folder of a finished run")
     add("--versus", type=Path, help="that of another, to compare it with")

@@ -19,7 +19,11 @@ Class names: --hparams '{"class_names": ["dog", "elephant", ...]}', in label ord
 
 @exits_on_input_error
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="export", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="export",
+        usage="python -m domainbed.scripts.export --to CHECKOUT",
+        description=__doc__,
+    )
     parser.add_argument("--to", required=True, help="the checkout's folder")
     parser.add_argument("--remove", action="store_true", help="take it out again")
     add_quiet(parser)

@@ -45,11 +45,17 @@ def readers() -> str:
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="features", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
+    example = "python -m domainbed.scripts.features {} --data_dir data"
+    parser = argparse.ArgumentParser(
+        prog="features", usage=example.format("list"), description=__doc__
+    )
+    commands = parser.add_subparsers(dest="command", required=True, prog="features")
     for name, function in COMMANDS.items():
         command = commands.add_parser(
-            name, help=first_line(function), description=function.__doc__
+            name,
+            help=first_line(function),
+            usage=example.format(name) + (" --dataset PACS" * (name == "build")),
+            description=function.__doc__,
         )
         add = command.add_argument
         add(

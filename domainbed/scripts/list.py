@@ -1,8 +1,4 @@
-"""List what there is: algorithms, datasets, an algorithm's hyperparameters.
-
-python -m domainbed.scripts.list algorithms
-python -m domainbed.scripts.list hparams LFA
-"""
+"""List what there is: algorithms, datasets, an algorithm's hyperparameters."""
 
 import argparse
 import inspect
@@ -141,8 +137,8 @@ LISTS = {
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="list",
+        usage="python -m domainbed.scripts.list hparams LFA",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("what", choices=[*LISTS])
     parser.add_argument("names", nargs="*", metavar="NAME", help="default: all")

@@ -25,7 +25,12 @@ def print_run(run_acc: dict[str, float], records: Q) -> None:
 
 @exits_on_input_error
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="list_top_hparams", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="list_top_hparams",
+        usage="python -m domainbed.scripts.list_top_hparams --input_dir demo \\\n"
+        "           --dataset EmojiDG --algorithm LFA --test_env 0",
+        description=__doc__,
+    )
     parser.add_argument("--input_dir", type=user_path, required=True)
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--algorithm", required=True)

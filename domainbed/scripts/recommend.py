@@ -1,7 +1,5 @@
 """Say which way of adapting CLIP suits your pictures, and how to train it.
 
-    python -m domainbed.scripts.recommend --data DIR --budget 10m
-
 DIR holds DOMAIN/CLASS/PICTURE: each domain is left out once, and the methods that train
 on stored features are ranked by their accuracy there. Or it holds CLASS/PICTURE: five
 folds of the pictures are left out instead. Within the budget every method has a run for
@@ -34,8 +32,8 @@ BEST = "Being the best of several, its own accuracy is somewhat too high."
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="recommend",
+        usage="python -m domainbed.scripts.recommend --data DIR --budget 10m",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("--data", required=True, type=user_path, metavar="DIR", help="your pictures")

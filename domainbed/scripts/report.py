@@ -12,7 +12,11 @@ from domainbed.scripts.collect_results import REFERENCE, SELECTION_METHODS
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="report", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="report",
+        usage="python -m domainbed.scripts.report --input_dir demo",
+        description=__doc__,
+    )
     parser.add_argument(
         "--input_dir", type=user_path, required=True, help="the sweep's folder"
     )

@@ -23,7 +23,12 @@ def pictures(environment: torch.utils.data.Dataset, n: int) -> torch.Tensor:
 
 @exits_on_input_error
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="save_images", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="save_images",
+        usage="python -m domainbed.scripts.save_images --data_dir data "
+        "--datasets EmojiDG",
+        description=__doc__,
+    )
     add = parser.add_argument
     add(
         "--data_dir", type=user_path, help="the folder that holds the datasets' folders"

@@ -23,11 +23,14 @@ from domainbed.runs import provenance
 from domainbed.runs.folder import RunFolder
 from domainbed.runs.records import OtherRunError
 
+ParseArgs = Callable[[list[str] | None], argparse.Namespace]
 MakeRun = Callable[[argparse.Namespace], training.Run]
+USAGE = """python -m domainbed.scripts.train --dataset EmojiDG --data_dir data \\
+           --test_envs openmoji --algorithm LFA --output_dir out"""
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    return flags.parse_args(argv, __doc__)
+    return flags.parse_args(argv, USAGE, __doc__)
 
 
 @contextlib.contextmanager
@@ -136,8 +139,12 @@ def start(folder, args, run, make_run) -> None:
 
 
 @exits_on_input_error
-def main(argv: list[str] | None = None, make_run: MakeRun = training.Run) -> None:
-    args = parse_args(argv)
+def main(
+    argv: list[str] | None = None,
+    make_run: MakeRun = training.Run,
+    parse: ParseArgs = parse_args,
+) -> None:
+    args = parse(argv)
     folder = RunFolder(args.output_dir)
     # Wrong input ends before a folder is made. A folder that is there is a sweep's,
     # which looks for what went wrong in its logs.
