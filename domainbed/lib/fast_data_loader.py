@@ -160,6 +160,8 @@ def epoch_indices(
     """Batch t's indices below n views; of a `batch_size` of None, of all n items."""
     epoch, place = divmod(t, batches_per_epoch(n, batch_size))
     items = torch.tensor(epoch_batches(n, batch_size, seed, epoch)[place])
+    if views == 1:
+        return items
     generator = torch.Generator().manual_seed(seed_hash(seed, "views", t))
     return items + n * torch.randint(views, items.shape, generator=generator)
 

@@ -4,6 +4,7 @@ CoOp's, as its code and Dassl's have it: Zhou et al., 2022,
 https://arxiv.org/abs/2109.01134; base and new classes: https://arxiv.org/abs/2203.05557
 """
 
+import functools
 import math
 import random
 from collections import Counter
@@ -42,6 +43,7 @@ def batches_per_epoch(n: int, batch_size: int | None) -> int:
     return max(1, n // (batch_size or n))
 
 
+@functools.lru_cache(maxsize=1)  # an epoch's steps ask for it one after another
 def epoch_batches(
     n: int, batch_size: int | None, seed: int, epoch: int
 ) -> list[list[int]]:
