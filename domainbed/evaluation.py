@@ -1,9 +1,11 @@
 """What a run scores: accuracies of its splits, answers on the tested images."""
 
 import math
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import Dataset
 
 from domainbed.inputs import EVAL_BATCH, RunInputs
@@ -34,7 +36,7 @@ class RunEvaluation(RunInputs):
             # A process to read a single batch would start for longer than it reads.
             workers = self.workers(1) if len(split.keys) > batch else 0
             loader = FastDataLoader(items, batch, workers)
-            network = predictions.Watched(self.algorithm)
+            network = Watched(self.algorithm)
             noted = network.noting(loader)
             with self.in_precision():
                 measures = self.task.measures(self, split, network, noted)
@@ -94,3 +96,45 @@ def eval_batch(items: Dataset) -> int:
         return EVAL_BATCH
     most = MOST_NUMBERS // items[0][0].numel()
     return max(EVAL_BATCH, min(STORED_EVAL_BATCH, most))
+
+
+class Watched:
+    """A network in another's place that notes what it answers to a loader's items."""
+
+    def __init__(self, network: Any):
+        self.network = network
+        self.eval, self.train = network.eval, network.train
+        self.noted: list[tuple[torch.Tensor, ...]] = []
+
+    def noting(self, loader: Iterable) -> Iterator:
+        """The loader's batches, the labels of which belong to the next `predict`."""
+        for x, y in loader:
+            self.labels = y
+            yield x, y
+
+    def predict(self, x: torch.Tensor) -> torch.Tensor:
+        logits = self.network.predict(x)
+        self.noted.append(
+            tuple(
+                part.cpu() for part in answered(logits, self.labels.to(logits.device))
+            )
+        )
+        return logits
+
+    def answers(self, split: Any) -> predictions.Answers:
+        """What was noted, of that split's items."""
+        noted = (torch.cat(parts).numpy() for parts in zip(*self.noted, strict=True))
+        return predictions.Answers(split.env, split.part, np.array(split.keys), *noted)
+
+
+def answered(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """(label, answer, its log-probability, the label's) of logits (B, C).
+
+    One column is the logit of class 1 against 0.
+    """
+    if logits.shape[1] == 1:
+        logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
+    logp = logits.detach().float().log_softmax(1)
+    best, answer = logp.max(1)
+    answer = torch.where(logp.isnan().any(1), logits.shape[1], answer)
+    return labels, answer, best, logp.gather(1, labels[:, None])[:, 0]

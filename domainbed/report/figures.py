@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from domainbed.lib.optional import require
 from domainbed.report.data import dominated_by, is_place
 from domainbed.report.parts import signed
 from domainbed.report.svg import (
@@ -29,6 +30,7 @@ from domainbed.report.svg import (
     tiles,
     write,
 )
+from domainbed.tables.ranks import LEVEL, Ranks
 
 ROW = 22  # height of a row of labels
 
@@ -258,6 +260,47 @@ def over_shots(accs: pd.DataFrame, algorithms: list[str]) -> Figure:
         ax.set_ylim(*padded(100 * here["acc"].min(), 100 * here["acc"].max()))
         label([ax], "shots of each class", "accuracy, %")
         name_heights(ax, 100 * means.ffill().iloc[-1].dropna(), colours)
+    return figure
+
+
+@drawn
+def critical_difference(ranks: Ranks) -> Figure:
+    """The average ranks on an axis; a bar joins rows that cannot be told apart."""
+    posthocs = require("scikit_posthocs", "report")
+    figure = canvas(70 + 15 * len(ranks.means))
+    side = left_of(ranks.means.index) + 40
+    ax = axes(figure, side, 24, WIDTH - 2 * side, 40 + 15 * len(ranks.means))
+    posthocs.critical_difference_diagram(
+        ranks.means,
+        ranks.pairs,
+        alpha=LEVEL,
+        ax=ax,
+        label_fmt_left="{label} {rank:.2f}",
+        label_fmt_right="{rank:.2f} {label}",
+        marker_props={"color": LIGHT["c0"], "s": 20},
+        elbow_props={"color": LIGHT["ink"], "linewidth": 0.8},
+        crossbar_props={"color": LIGHT["ink"], "linewidth": 3},
+    )
+    ax.spines["top"].set_visible(True)
+    ax.grid(False)
+    return figure
+
+
+@drawn
+def intervals(means: pd.DataFrame) -> Figure:
+    """A row per algorithm: its interquartile mean as a point on its interval."""
+    left, height = left_of(means.index), ROW * len(means)
+    figure = canvas(height + 44, 620)
+    ax = axes(figure, left, 8, 620 - left - RIGHT, height)
+    places = np.arange(len(means))
+    ax.hlines(places, means["low"], means["high"], color=LIGHT["c0"], lw=2, alpha=0.6)
+    dots(ax, means["iqm"], places, size=7)
+    ax.set_ylim(len(means) - 0.5, -0.5)
+    ax.set_yticks(places, [short(name) for name in means.index])
+    ax.tick_params(axis="y", labelcolor=LIGHT["ink"])
+    ax.set_xlabel("interquartile mean, %", loc="left")
+    ax.xaxis.set_major_locator(MaxNLocator(5, min_n_ticks=2))
+    ax.margins(x=0.12)
     return figure
 
 

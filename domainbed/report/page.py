@@ -22,6 +22,7 @@ from domainbed.report import data, few_shot
 from domainbed.report.blocks import attention_block, method_blocks
 from domainbed.report.chosen import Chosen, absent
 from domainbed.report.coverage import STATES, coverage_block, read_runs, unknown_runs
+from domainbed.report.many import with_ranks
 from domainbed.report.parts import Block, Part, differences, plural, summary
 from domainbed.report.svg import PALETTE
 from domainbed.tables import few_shot as tables
@@ -206,7 +207,8 @@ def overview(
         if reference in mean.index:
             less = by_dataset(frames.less(accs, reference), names)
             summaries.append(differences(*less, apart, reference))
-        parts.append(Part(method.name, words, summaries))
+        scores = frames.trial_means(accs[~accs["algorithm"].isin(apart.names)])
+        parts.append(with_ranks(Part(method.name, words, summaries), scores))
     return parts
 
 

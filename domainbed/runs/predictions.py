@@ -17,12 +17,10 @@ and `parts`.
 
 import io
 import zipfile
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from domainbed.lib import misc
 from domainbed.lib.errors import InputError
@@ -41,48 +39,6 @@ class Answers(NamedTuple):
     answer: np.ndarray
     answer_logp: np.ndarray
     label_logp: np.ndarray
-
-
-class Watched:
-    """A network in another's place that notes what it answers to a loader's items."""
-
-    def __init__(self, network: Any):
-        self.network = network
-        self.eval, self.train = network.eval, network.train
-        self.noted: list[tuple[torch.Tensor, ...]] = []
-
-    def noting(self, loader: Iterable) -> Iterator:
-        """The loader's batches, the labels of which belong to the next `predict`."""
-        for x, y in loader:
-            self.labels = y
-            yield x, y
-
-    def predict(self, x: torch.Tensor) -> torch.Tensor:
-        logits = self.network.predict(x)
-        self.noted.append(
-            tuple(
-                part.cpu() for part in answered(logits, self.labels.to(logits.device))
-            )
-        )
-        return logits
-
-    def answers(self, split: Any) -> Answers:
-        """What was noted, of that split's items."""
-        noted = (torch.cat(parts).numpy() for parts in zip(*self.noted, strict=True))
-        return Answers(split.env, split.part, np.array(split.keys), *noted)
-
-
-def answered(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """(label, answer, its log-probability, the label's) of logits (B, C).
-
-    One column is the logit of class 1 against 0.
-    """
-    if logits.shape[1] == 1:
-        logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
-    logp = logits.detach().float().log_softmax(1)
-    best, answer = logp.max(1)
-    answer = torch.where(logp.isnan().any(1), logits.shape[1], answer)
-    return labels, answer, best, logp.gather(1, labels[:, None])[:, 0]
 
 
 def keep(

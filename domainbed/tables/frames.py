@@ -138,7 +138,12 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def averages(frame: pd.DataFrame) -> pd.DataFrame:
-    """As `summary`, over the trials' means of all environments, which are `Avg`.
+    """As `summary`, over the trials' means of all environments, which are `Avg`."""
+    return summary(trial_means(frame).assign(environment=AVERAGE))
+
+
+def trial_means(frame: pd.DataFrame) -> pd.DataFrame:
+    """Columns dataset, algorithm, trial_seed, acc: means of all environments.
 
     A trial that lacks an environment has no mean.
     """
@@ -146,12 +151,9 @@ def averages(frame: pd.DataFrame) -> pd.DataFrame:
     needed = {name: len(environments(name)) or n for name, n in own.items()}
     trials = frame.groupby(["dataset", "algorithm", "trial_seed"], sort=False)["acc"]
     rows = [
-        (dataset, algorithm, AVERAGE, mean_of(accs))
-        for (dataset, algorithm, _), accs in trials
-        if len(accs) == needed[dataset]
+        (*key, mean_of(accs)) for key, accs in trials if len(accs) == needed[key[0]]
     ]
-    columns = ["dataset", "algorithm", "environment", "acc"]
-    return summary(pd.DataFrame(rows, columns=columns))
+    return pd.DataFrame(rows, columns=["dataset", "algorithm", "trial_seed", "acc"])
 
 
 def check_reference(records: Q, name: str) -> None:

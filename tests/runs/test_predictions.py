@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers import command
 
+from domainbed import evaluation
 from domainbed.lib.errors import InputError
 from domainbed.runs import predictions
 from domainbed.scripts import sweep, train
@@ -83,7 +84,7 @@ def test_an_interrupted_run_keeps_the_same(n, tmp_path, interrupt):
 def answers(logits, labels):
     return [
         part.tolist()
-        for part in predictions.answered(torch.tensor(logits), torch.tensor(labels))
+        for part in evaluation.answered(torch.tensor(logits), torch.tensor(labels))
     ]
 
 
