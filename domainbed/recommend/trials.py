@@ -145,15 +145,20 @@ class Trials:
             "clip_backbone": self.args.clip_backbone,
         }
         file = self.folder / "recommend.json"
-        before = json.loads(file.read_text()) if file.exists() else about
-        changed = [name for name in about if before.get(name) != about[name]]
+        try:
+            before = json.loads(file.read_text()) if file.exists() else about
+            changed = [name for name in about if before[name] != about[name]]
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"cannot use --output_dir {self.folder} ({error}); name another."
+            ) from error
         if changed:
             raise InputError(
                 f"{self.folder} holds runs of another {changed[0]}, "
-                f"{before.get(changed[0])}, not {about[changed[0]]}; name another "
+                f"{before[changed[0]]}, not {about[changed[0]]}; name another "
                 "--output_dir."
             )
-        self.folder.mkdir(parents=True, exist_ok=True)
         misc.write_whole(file, json.dumps(about, indent=1))
         return dataset
 
@@ -232,22 +237,25 @@ class Trials:
         ended = (j.folder.last_error() for j in todo if j.state != Job.DONE)
         return next(ended, None)
 
-    def expected(self, names: list[str], number: int) -> float:
-        """Seconds that their runs of that round will take, by what others took."""
+    def fits(self, names: list[str], number: int) -> bool:
+        """Whether time is left for their runs of that round, by what others took."""
+        todo = {
+            name: sum(job.state != Job.DONE for job in self.jobs(name, number))
+            for name in names
+        }
+        if not any(todo.values()):
+            return True
         rate = self.spent / self.cost if self.cost else 0.0
-        left = {name: self.jobs(name, number) for name in names}
-        costs = (
-            cost_of(name) * sum(job.state != Job.DONE for job in jobs)
-            for name, jobs in left.items()
-        )
-        again = self.storing if number == 0 and "Head2Toe" in names else 0.0
-        return rate * sum(costs) + again  # it has features of its own stored
+        expected = rate * sum(cost_of(name) * n for name, n in todo.items())
+        if number == 0 and "Head2Toe" in names:  # it has features of its own stored
+            expected += self.storing
+        return 0 < self.budget.left >= expected
 
     def first_round(self, names: list[str]) -> tuple[list[str], dict[str, str]]:
         """The methods that have a run for each domain; why others have not."""
         measured, left_out = [], {}
         for name in names:
-            if self.expected([name], 0) > self.budget.left or self.budget.left <= 0:
+            if not self.fits([name], 0):
                 left_out[name] = "time"
             elif why := self.run(name, 0):
                 left_out[name] = why
@@ -258,11 +266,10 @@ class Trials:
     def further_rounds(self, names: list[str]) -> int:
         """How many rounds there are of all of them, after as many as time allows."""
         for number in range(1, len(ROUNDS)):
-            expected = self.expected(names, number)
-            if expected > self.budget.left or self.budget.left <= 0:
+            if not self.fits(names, number):
                 return number
             for name in names:
                 if why := self.run(name, number):
-                    notice(f"no further round: {name} {why}")
+                    notice(f"no further round: {name}: {why}")
                     return number
         return len(ROUNDS)

@@ -1,6 +1,7 @@
 """A recommendation's runs: what they are of, in which order, and when they stop."""
 
 import argparse
+import shutil
 
 import pytest
 from helpers import make_image_folder
@@ -151,6 +152,10 @@ def test_a_method_that_fails_is_left_out_with_its_reason(trials, monkeypatch):
     measured, left_out = hour.first_round(["ZeroShotCLIP", "GDA", "LFA"])
     assert measured == ["ZeroShotCLIP", "LFA"]
     assert left_out.keys() == {"GDA"} and "singular" in left_out["GDA"]
+    hour.launcher = lambda commands: [0] * len(commands)  # another process is at it
+    assert hour.first_round(["CLAP"])[1] == {
+        "CLAP": "ended without a word before its first checkpoint"
+    }
 
 
 def test_a_folder_of_other_pictures_is_refused(trials, tmp_path):
@@ -158,6 +163,13 @@ def test_a_folder_of_other_pictures_is_refused(trials, tmp_path):
     trials("2h")
     (tmp_path / "data" / "a" / "cat" / "0.png").unlink()
     with pytest.raises(InputError, match="holds runs of another fingerprint"):
+        trials("1h")
+    (tmp_path / "out" / "recommend.json").write_text("{")
+    with pytest.raises(InputError, match=r"cannot use --output_dir .*name another"):
+        trials("1h")
+    shutil.rmtree(tmp_path / "out")
+    (tmp_path / "out").touch()
+    with pytest.raises(InputError, match=r"cannot use --output_dir .*name another"):
         trials("1h")
 
 
