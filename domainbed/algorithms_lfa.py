@@ -208,7 +208,7 @@ class CLIPAlgorithm(Algorithm):
     def encode_prompts(self) -> None:
         """Make of the prompts what is the same at every step: t (C, L, W)."""
         with torch.no_grad():
-            t = self.backbone.encode_text_layers(self.prompts)
+            t = self.backbone.kept_text_layers(self.prompts)
         # Made from frozen weights: moved with the module, but not saved again.
         self.register_buffer("text_features", t, persistent=False)
 

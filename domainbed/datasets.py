@@ -13,12 +13,13 @@ from __future__ import annotations
 import copy
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from domainbed.lib.errors import InputError
 from domainbed.lib.layout import all_classes, check_classes, check_pictures, in_order
+from domainbed.lib.once import once
 from domainbed.lib.paths import name_and_place
 from domainbed.lib.pictures import pictures, read_image, same, subfolders, unreadable
 from domainbed.lib.registry import Registry
@@ -253,8 +254,17 @@ class ImageEnvironment:
 
     def __init__(self, folder: Path, classes: list[str]):
         self.root, self.classes = str(folder), classes
-        self.samples = self.find_samples()
-        self.targets = [label for _, label in self.samples]
+        self.samples, self.targets = once(self.found, "samples", self.key)
+
+    @property
+    def key(self) -> Hashable:
+        """What names its files for `once`, None if nothing does."""
+        return self.root, *self.classes
+
+    def found(self) -> tuple[list[tuple[str, int]], list[int]]:
+        """`find_samples`, and the labels alone."""
+        samples = self.find_samples()
+        return samples, [label for _, label in samples]
 
     def find_samples(self) -> list[tuple[str, int]]:
         """The path and the label of each image."""

@@ -171,6 +171,10 @@ class ListedEnvironment(ImageEnvironment):
         self.items, self.name, self.template = list(items), name, template
         super().__init__(folder, classes)
 
+    @property
+    def key(self):
+        return None  # many lists may be of one folder
+
     def siblings(self):
         return [path for path, _ in self.samples]
 

@@ -1,5 +1,6 @@
 """What a run reads: images, or stored features of them; in batches, on its device."""
 
+import argparse
 import contextlib
 import functools
 import itertools
@@ -13,22 +14,25 @@ import torch
 from torch.utils.data import Dataset, Subset
 
 from domainbed import datasets
-from domainbed.algorithms import Algorithm
+from domainbed.algorithms import Algorithm, get_algorithm_class
+from domainbed.arguments import check_numbers, resolve_hparams
 from domainbed.backbones import CLASS_TOKENS, CLIPBackbone, Kind, load_clip
 from domainbed.datasets_features import FeaturesDataset
+from domainbed.features.entries import digest_files
 from domainbed.features.store import (
     StoredFeatures,
     default_feature_dir,
     open_all,
 )
-from domainbed.features.vectors import Vectors
+from domainbed.features.vectors import Vectors, check_input
 from domainbed.lib import misc
 from domainbed.lib.errors import InputError
 from domainbed.lib.fast_data_loader import FastDataLoader, InfiniteDataLoader
 from domainbed.lib.memory import free_bytes
 from domainbed.lib.precision import computed_in
 from domainbed.lib.shots import k_shots
-from domainbed.tasks import Split
+from domainbed.runs import provenance
+from domainbed.tasks import Split, get_task
 
 EVAL_BATCH = 64  # DomainBed's; DPL-CLIP's predictions depend on it
 SHARE = 0.1  # of free memory, at most, for features: other runs want theirs
@@ -36,6 +40,33 @@ SHARE = 0.1  # of free memory, at most, for features: other runs want theirs
 
 class RunInputs:
     """The part of a `training.Run` that reads its args, hparams, dataset and splits."""
+
+    def __init__(self, args: argparse.Namespace):
+        self.args, self.task = args, get_task(args.task)
+        check_numbers(args)
+        self.task.check(args)
+        self.hparams = resolve_hparams(args, self.task.hparam_rows(args))
+        misc.seed_everything(args.seed)
+        self.input = check_input(self.hparams.get("input", "images"))
+        asked = {"allow_missing_classes": args.allow_missing_classes}
+        if self.input != "images":
+            asked["clip_transform"] = True
+        self.dataset = self.task.dataset(args, self.hparams | asked)
+
+    def share(self) -> None:
+        """Make what other runs on the same data need, too, where `once` remembers it.
+
+        No GPU is asked for anything.
+        """
+        provenance.git_state()
+        provenance.dataset_fingerprint(self.dataset)
+        frozen = get_algorithm_class(self.args.algorithm).TAKES_FEATURES
+        frozen = frozen and self.hparams["clip_transform"]
+        if (frozen or self.input != "images") and not self.args.no_feature_store:
+            load_clip(self.hparams["clip_backbone"])
+            for environment in self.dataset:
+                if isinstance(environment, datasets.ImageEnvironment):
+                    digest_files(environment, self.args.strict_fingerprint)
 
     @functools.cached_property
     def backbone(self) -> CLIPBackbone:

@@ -21,16 +21,14 @@ import numpy as np
 import torch
 
 from domainbed import algorithms
-from domainbed.arguments import check_numbers, resolve_hparams
 from domainbed.datasets import is_own
 from domainbed.evaluation import RunEvaluation
-from domainbed.features.vectors import check_input, vector_size
+from domainbed.features.vectors import vector_size
 from domainbed.lib import misc, progress
 from domainbed.lib.schedules import set_learning_rate
 from domainbed.runs import layer_attention, predictions, provenance
 from domainbed.runs.records import RunRecords
 from domainbed.runs.tensorboard import TensorBoardLog
-from domainbed.tasks import get_task
 
 
 class Run(RunEvaluation):
@@ -40,23 +38,14 @@ class Run(RunEvaluation):
     """
 
     def __init__(self, args: argparse.Namespace):
-        self.args, self.task = args, get_task(args.task)
-        check_numbers(args)
-        self.task.check(args)
-        self.hparams = resolve_hparams(args, self.task.hparam_rows(args))
         # Sums in another order end in other digits: the number of threads must not
         # depend on how many runs share the machine.
         torch.set_num_threads(misc.threads())
-        misc.seed_everything(args.seed)
+        super().__init__(args)
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.benchmark = False
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         algorithm_class = algorithms.get_algorithm_class(args.algorithm)
-        self.input = check_input(self.hparams.get("input", "images"))
-        asked = {"allow_missing_classes": args.allow_missing_classes}
-        if self.input != "images":
-            asked["clip_transform"] = True
-        self.dataset = self.task.dataset(args, self.hparams | asked)
         self.check_takes(algorithm_class)
         self.splits = self.task.splits(self.dataset, args)
         facts = {"run": vars(args)}  # beside the hparams; plain types, they are saved

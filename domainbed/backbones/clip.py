@@ -9,15 +9,19 @@ For methods that work inside a tower everything is batch first: `embed_image`,
 in no_grad: frozen weights and plain images make no graph.
 """
 
+import contextlib
 import copy
 import functools
 import hashlib
 import importlib
+import platform
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -25,8 +29,9 @@ from torch.overrides import TorchFunctionMode
 from torchvision.transforms import Compose, Normalize
 from torchvision.transforms.functional import InterpolationMode, resize
 
-from domainbed.backbones.weights import read_state
+from domainbed.backbones.weights import file_in, read_state
 from domainbed.lib.errors import InputError, UnknownNameError
+from domainbed.lib.kept import kept
 from domainbed.lib.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 with warnings.catch_warnings():  # clip imports pkg_resources, which says it is ageing
@@ -48,6 +53,7 @@ with warnings.catch_warnings():  # clip imports pkg_resources, which says it is 
 
 EMOJI_CLIP = Path(__file__).parents[1] / "assets" / "emoji_clip.pt"
 FEATURES = "Features:"  # before a file's name: what a CLIP has made, see `file_tower`
+CPU = re.compile(r"^model name\s*: (.*)$", re.MULTILINE)
 CLASS_TOKENS = "all"  # the kind's name in the feature store
 DOWNLOADS = Path.home() / ".cache" / "clip"  # where OpenAI's code puts its files
 
@@ -151,6 +157,18 @@ class CLIPBackbone(nn.Module):
         """t (C, L, W): the end-of-text token after every block, through ln_final."""
         return self.encode_prompts(*self.embed_prompts(prompts))
 
+    def kept_text_layers(self, prompts: list[str]) -> torch.Tensor:
+        """The same, read if a process has made it before with the same arithmetic.
+
+        It takes seconds of a CPU for hundreds of classes; a GPU makes it in no time.
+        """
+        if self.scale.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+            return self.encode_text_layers(prompts)
+        facts = [self.fingerprint, prompts, torch.__version__, torch.get_num_threads()]
+        facts += [torch.backends.cpu.get_cpu_capability(), cpu_name()]
+        made = kept(lambda: self.encode_text_layers(prompts).numpy(), facts)
+        return torch.from_numpy(made)
+
     def embed_prompts(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Token embeddings (C, N, W) and where each prompt ends, (C,).
 
@@ -232,6 +250,36 @@ def fingerprint_of(weights: dict[str, torch.Tensor]) -> str:
         digest.update(name.encode())
         digest.update(weight.float().cpu().reshape(-1).numpy())
     return digest.hexdigest()[:16]
+
+
+@functools.lru_cache(maxsize=1)
+def fingerprint_of_clip(model: CLIP, name: str) -> str:
+    """A backbone's of that model, which `read_clip` has read under that name.
+
+    Of a file that is as it was it is read, too.
+    """
+
+    def make() -> np.ndarray:
+        return np.array(fingerprint_of(model.state_dict()) + activation_of(model))
+
+    file = path_of(name)
+    if not file.exists():  # a name of OpenAI's
+        url = openai_clip.clip._MODELS.get(name.partition("+")[0], "")
+        file = DOWNLOADS / Path(url).name
+    try:
+        file = file_in(file)
+        facts = file.stat()
+    except (OSError, InputError):  # it is somewhere else
+        return str(make())
+    state = [str(file.resolve()), facts.st_size, facts.st_mtime_ns]
+    return str(kept(make, [name.partition("+")[2], *state]))
+
+
+def cpu_name() -> str:
+    """What the last digits of a sum depend on."""
+    with contextlib.suppress(OSError, IndexError):
+        return CPU.findall(Path("/proc/cpuinfo").read_text())[0]
+    return platform.processor()
 
 
 def forgive_missing_weights(module: nn.Module, incompatible: Any) -> None:
@@ -325,8 +373,7 @@ def read_clip(name: str) -> tuple[CLIP, Compose]:
             f"{name} has features and no CLIP, which this method takes: give the one "
             "that made them as clip_backbone, or a method on stored features, as LFA."
         )
-    path, _, activation = name.partition("+")
-    path = EMOJI_CLIP if path == "emoji" else Path(path).expanduser()
+    path, activation = path_of(name), name.partition("+")[2]
     if activation not in ("", "gelu"):
         raise InputError(f"clip_backbone {name!r} may end in +gelu, not +{activation}.")
     # Whether this model was read before must not change the numbers drawn after it.
@@ -335,6 +382,12 @@ def read_clip(name: str) -> tuple[CLIP, Compose]:
     if activation:
         use_gelu(model)
     return model, openai_clip.clip._transform(model.visual.input_resolution)
+
+
+def path_of(name: str) -> Path:
+    """Where that CLIP is, if it is a file."""
+    path = name.partition("+")[0]
+    return EMOJI_CLIP if path == "emoji" else Path(path).expanduser()
 
 
 class Undrawn(TorchFunctionMode):
@@ -415,7 +468,9 @@ def load_clip(name: str) -> CLIPBackbone:
         return importlib.import_module("domainbed.backbones.file_tower").FileTower(name)
     model, preprocess = read_clip(name)
     weights = {id(w): nn.Parameter(w.data, False) for w in model.parameters()}
-    return CLIPBackbone(copy.deepcopy(model, weights), preprocess)
+    backbone = CLIPBackbone(copy.deepcopy(model, weights), preprocess)
+    backbone.fingerprint = fingerprint_of_clip(model, name)
+    return backbone
 
 
 def clip_transform(name: str) -> Compose:

@@ -97,3 +97,7 @@ class FileTower(CLIPBackbone):
                 f"of each --prompt.{did_you_mean(unknown[0], rows)}"
             )
         return self.t[[rows[prompt] for prompt in prompts]]
+
+    def kept_text_layers(self, prompts: list[str]) -> torch.Tensor:
+        """The same: they are kept in the file, perhaps not of all layers."""
+        return self.encode_text_layers(prompts)

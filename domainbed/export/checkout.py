@@ -27,6 +27,7 @@ COPIED = (
     "lib/bounds.py",
     "lib/cuda_graph.py",
     "lib/errors.py",
+    "lib/kept.py",
     "lib/optional.py",
     "lib/transforms.py",
     "assets/emoji_clip.pt",

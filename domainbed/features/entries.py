@@ -33,6 +33,7 @@ from domainbed.datasets_few_shot import ListedEnvironment
 from domainbed.lib.claim import Claim, TakenError
 from domainbed.lib.errors import InputError
 from domainbed.lib.misc import digest, write_whole
+from domainbed.lib.once import once
 
 ENTRY = re.compile(r"[0-9a-f]{16}(\.part)?")
 FACTS = {"backbone", "transform", "folder", "files", "strict", "classes"}
@@ -222,13 +223,16 @@ def digest_files(environment: ImageEnvironment, strict: bool) -> str:
         facts = os.stat(path)
         return f"{facts.st_size} {facts.st_mtime_ns}"
 
-    root = len(environment.root)
-    try:
+    def whole() -> str:
+        root = len(environment.root)
         return digest(
             text
             for path, _ in environment.samples
             for text in (path[root:], state(path))
         )
+
+    try:
+        return once(whole, "files", strict, environment.key)
     except OSError as error:
         raise InputError(
             f"cannot read the image {error.filename}: {error.strerror}."

@@ -2,13 +2,14 @@
 
 import contextlib
 import importlib
+import itertools
 import multiprocessing
 import os
 import shlex
 import signal
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
@@ -19,7 +20,8 @@ from domainbed.lib.memory import free_bytes
 
 TRAIN = ["python", "-m", "domainbed.scripts.train"]
 WARM = "domainbed.launchers.warm"
-FIRST = "DOMAINBED_FIRST_RUN"  # the variable that tells it a command
+FIRST = "DOMAINBED_FIRST_RUNS"  # the variable that tells it commands, one a line
+LONGEST = 100_000  # characters of a variable; Linux allows a few more
 RUN = 2**30  # bytes that a run is taken to need; one that needs more is tried alone
 
 
@@ -68,15 +70,26 @@ def is_train(command: str) -> bool:
 
 
 def start_server(context: BaseContext, commands: list[str]) -> None:
-    """Start what forks the runs, if there is one, made ready for the first of them."""
-    first = next(filter(is_train, commands), None)
-    if first is not None:
+    """Start what forks the runs, if there are any, made ready for one of each kind."""
+    first = of_each_kind(filter(is_train, commands))
+    if first:
         context.set_forkserver_preload([WARM])
-        os.environ[FIRST] = first
+        os.environ[FIRST] = "\n".join(first)
         try:
             forkserver.ensure_running()
         finally:
             del os.environ[FIRST]
+
+
+def of_each_kind(commands: Iterable[str]) -> list[str]:
+    """The first command of each dataset and algorithm, as many as there is room for."""
+    first: dict[tuple[str | None, ...], str] = {}
+    for command in commands:
+        given = dict(itertools.pairwise(shlex.split(command)))
+        first.setdefault((given.get("--dataset"), given.get("--algorithm")), command)
+    lengths = itertools.accumulate(len(command) + 1 for command in first.values())
+    room = sum(length < LONGEST for length in lengths)
+    return [*first.values()][:room]
 
 
 def at_once(n_gpus: int) -> int:

@@ -14,6 +14,7 @@ import domainbed
 from domainbed.datasets import ImageEnvironment, MultipleDomainDataset
 from domainbed.datasets_features import FeaturesDataset
 from domainbed.lib import misc
+from domainbed.lib.once import once
 
 
 def versions() -> dict[str, str]:
@@ -58,9 +59,12 @@ def dataset_fingerprint(dataset: MultipleDomainDataset) -> str:
         root = len(os.path.join(environment.root, ""))  # sliced: Path takes 15 times
         return (f"{file[root:]} {y}" for file, y in environment.samples)
 
-    return misc.digest(
-        f"{i} {fact}" for i, env in enumerate(dataset) for fact in facts(env)
-    )
+    def whole() -> str:
+        return misc.digest(
+            f"{i} {fact}" for i, env in enumerate(dataset) for fact in facts(env)
+        )
+
+    return once(whole, "dataset", *(getattr(env, "key", None) for env in dataset))
 
 
 def made_from(run: Any) -> dict[str, Any]:

@@ -100,6 +100,33 @@ def test_backbone_stays_frozen_and_in_eval_mode(emoji):
     assert not any(p.requires_grad for p in emoji.parameters())
 
 
+def test_texts_are_kept_with_the_same_bits_and_fingerprints_of_the_file(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = tmp_path / "tiny.pt"
+    save_clip(path)
+
+    def load():
+        backbones.read_clip.cache_clear()
+        return backbones.load_clip(str(path))
+
+    tiny = load()
+    expected = tiny.encode_text_layers(PROMPTS)
+    assert torch.equal(tiny.kept_text_layers(PROMPTS), expected)
+    with monkeypatch.context() as patch:
+        patch.delattr(backbones.CLIPBackbone, "encode_text_layers")
+        patch.setattr(backbones.clip, "fingerprint_of", None)
+        again = load()
+        assert again.fingerprint == tiny.fingerprint
+        assert torch.equal(again.kept_text_layers(PROMPTS), expected)
+    save_clip(path, vision_width=128)
+    assert load().fingerprint != tiny.fingerprint
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = tiny.kept_text_layers(PROMPTS)
+    assert not torch.equal(rounded, expected)
+
+
 def test_a_state_dict_holds_the_fingerprint_only(emoji, tmp_path):
     state = emoji.state_dict()
     assert list(state.values()) == [emoji.fingerprint]

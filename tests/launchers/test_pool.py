@@ -9,6 +9,7 @@ import psutil
 import pytest
 
 from domainbed.launchers import pool, warm
+from domainbed.lib import once
 
 
 @pytest.fixture
@@ -141,5 +142,8 @@ def test_a_run_starts_with_what_the_server_has_read():
 
 def test_a_run_that_cannot_be_says_so_itself(monkeypatch, capsys):
     monkeypatch.setattr(warm.gc, "freeze", lambda: None)
+    monkeypatch.setattr(
+        once, "MADE", None
+    )  # and so it is again for what is tested next
     warm.warm_up("python -m domainbed.scripts.train --algorithm LAF --dataset EmojiDG")
     assert capsys.readouterr().err == ""
