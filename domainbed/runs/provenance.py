@@ -31,12 +31,14 @@ def git_state() -> str | None:
     """The commit of this package's checkout, `-dirty` with changes; None outside."""
     folder = Path(domainbed.__file__).parent
     command = ["git", "-C", str(folder), "describe", "--always", "--dirty"]
+    options = {"capture_output": True, "text": True, "timeout": 10}
     try:
-        options = {"capture_output": True, "text": True, "check": True, "timeout": 10}
-        own = subprocess.run([*command, "--abbrev=40"], **options).stdout.strip()
+        ended = subprocess.run([*command, "--abbrev=40"], **options)
+        if ended.returncode < 0:  # killed, which says nothing of the checkout
+            ended = subprocess.run([*command, "--abbrev=40"], **options)
     except (OSError, subprocess.SubprocessError):
         return None
-    return own or None
+    return None if ended.returncode else ended.stdout.strip() or None
 
 
 def device_name() -> str:

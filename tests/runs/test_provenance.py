@@ -1,11 +1,11 @@
-"""The fingerprint of a dataset, as it has always been."""
+"""What a run was made from: its data as they have always been named, its code."""
 
 import os
 from pathlib import Path
 
 from domainbed.datasets import get_dataset_class
 from domainbed.lib import misc
-from domainbed.runs.provenance import dataset_fingerprint
+from domainbed.runs.provenance import dataset_fingerprint, git_state
 
 
 def test_the_fingerprint_is_of_names_and_labels_wherever_the_files_lie(
@@ -29,3 +29,23 @@ def test_the_fingerprint_is_of_names_and_labels_wherever_the_files_lie(
 
 def dataset(root):
     return get_dataset_class("PACS")(root, [0], {"data_augmentation": False})
+
+
+def test_a_killed_git_is_asked_again(tmp_path, monkeypatch):
+    """Without an answer a run would seem to be made from other code than its sweep's.
+
+    Found by tools/torture, which takes any child of a run for a loader.
+    """
+    killed = tmp_path / "killed"
+    git = tmp_path / "git"
+    git.write_text(
+        f"#!/bin/sh\n[ -e {killed} ] && echo 1234 && exit\n>{killed}\nkill -9 $$\n"
+    )
+    git.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    git_state.cache_clear()
+    assert git_state() == "1234"
+    git.write_text("#!/bin/sh\necho 1234\nexit 128\n")
+    git_state.cache_clear()
+    assert git_state() is None
+    git_state.cache_clear()
