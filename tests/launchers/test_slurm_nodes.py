@@ -1,5 +1,6 @@
 """A sweep on a cluster of three nodes that is preempted, loses a node, its controller
-and some tasks: ../shared/tools/slurm_up.sh start 3 brings one up.
+and some tasks: ../shared/tools/slurm_up.sh start 3 brings one up. It takes minutes, two
+of them because Slurm lets wait what it has requeued.
 """
 
 import contextlib
@@ -124,7 +125,6 @@ def test_a_sweep_survives_what_a_cluster_does(tmp_path):
     assert abs(said["running"] - truth) <= 1 and sum(said.values()) == 24, said
 
     # A partition of higher priority takes all nodes.
-    before = cluster.working()
     say(
         "sbatch",
         "-p",
@@ -175,7 +175,6 @@ def test_a_sweep_survives_what_a_cluster_does(tmp_path):
 
     until(ended, 900, cluster.status())
     assert cluster.status() == {"done": 24} | dict.fromkeys(said.keys() - {"done"}, 0)
-    assert before
     pool = [
         *FLAGS,
         "--output_dir",
