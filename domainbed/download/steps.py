@@ -35,6 +35,11 @@ def sources_of(name: str, source: str) -> tuple[Mirror, ...] | list[Path]:
             known = ", ".join(sorted({mirror.source for mirror in mirrors}))
             raise InputError(f"{name} has no {source} mirror, only: {known}.")
         return chosen
+    return local_files(source)
+
+
+def local_files(source: str) -> list[Path]:
+    """The file, or those in the folder; InputError for neither."""
     path = Path(source)
     if path.is_dir():
         if files := sorted(file for file in path.iterdir() if file.is_file()):

@@ -6,8 +6,12 @@ from pathlib import Path
 
 import torchvision
 
-from domainbed.download import steps
-from domainbed.lib.errors import InputError, exits_on_input_error
+from domainbed.download import few_shot, steps
+from domainbed.lib.errors import (
+    InputError,
+    UnknownNameError,
+    exits_on_input_error,
+)
 from domainbed.lib.paths import user_path
 from domainbed.lib.progress import add_quiet, silenced
 
@@ -27,7 +31,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--dataset",
         nargs="+",
         default=list(steps.CARDS),
-        help=f"default: all, {', '.join(steps.CARDS)}; or MNIST",
+        help=f"default: {', '.join(steps.CARDS)}; further: MNIST, and of few shots "
+        f"{', '.join(few_shot.CARDS)}",
     )
     parser.add_argument(
         "--source",
@@ -36,7 +41,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "(a folder, if the dataset has several)",
     )
     parser.add_argument(
-        "--verify", action="store_true", help="count the pictures of each domain"
+        "--verify",
+        action="store_true",
+        help="count the pictures of each domain, of few shots those of each class",
     )
     add_quiet(parser)
     return parser.parse_args(argv)
@@ -60,8 +67,14 @@ def main(argv: list[str] | None = None) -> None:
             f"{len(args.dataset)}; give one at a time."
         )
     names = [name for name in args.dataset if name not in MNIST]
-    for name in names:
-        steps.sources_of(name, args.source)  # all wrong input before any download
+    for name in names:  # all wrong input before any download
+        if name in few_shot.CARDS:
+            few_shot.files_of(name, args.source)
+        elif name in steps.CARDS:
+            steps.sources_of(name, args.source)
+        else:
+            known = (*steps.CARDS, *few_shot.CARDS, *MNIST)
+            raise UnknownNameError("dataset to download", name, known)
     with silenced(args.quiet):
         obtain(names, args)
 
@@ -71,6 +84,11 @@ def obtain(names: list[str], args: argparse.Namespace) -> None:
     if len(names) < len(args.dataset):
         download_mnist(args.data_dir)
     for name in names:
+        if name in few_shot.CARDS:
+            few_shot.obtain(name, args.data_dir, args.source, report=print)
+            if args.verify:
+                print(few_shot.verify(name, args.data_dir))
+            continue
         steps.obtain(name, args.data_dir, args.source, report=print)
         if args.verify:
             sentence, agrees = steps.verify(name, args.data_dir)
