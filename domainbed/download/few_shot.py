@@ -5,6 +5,7 @@ each class has is in `assets/few_shot_counts.json`, as far as it is published: t
 part, of each class where its makers or the splits' rule say so.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -165,6 +166,8 @@ def obtain(
             report(f"{name}: unpacking {', '.join(path.name for path in local)}")
             build(name, local, folder)
         except steps.FAILURES as error:
+            with contextlib.suppress(OSError):
+                kept.rmdir()  # unless it holds what can be resumed
             raise InputError(
                 f"{name} could not be made: {steps.reason(error)}; what comes from "
                 f"{card.website} can be given as --source."
