@@ -235,3 +235,37 @@ def test_only_finite_features_are_stored(
     with pytest.raises(InputError, match=says):
         open_features(photos, backbone, tmp_path, dtype)
     assert not entries(tmp_path)
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS])
+def test_where_locks_are_refused_features_are_extracted_all_the_same(
+    photos, backbone, tmp_path, monkeypatch, number
+):
+    whole = open_features(photos, backbone, tmp_path / "whole")
+
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    features = open_features(photos, backbone, tmp_path / "unlocked")
+    assert np.array_equal(features.z, whole.z)
+    assert not [*(tmp_path / "unlocked").glob("*.heartbeat")]
+
+
+def test_an_extraction_that_another_has_taken_over_makes_no_entry(
+    photos, backbone, tmp_path, monkeypatch
+):
+    """It was stopped for long, and its lock is one that the other does not see."""
+    monkeypatch.setattr(store, "BATCH", 1)
+    monkeypatch.setattr(store, "FLUSH", 2)
+    encode = type(backbone).encode_image_layers
+
+    def overtaken(self, x):
+        for beat in tmp_path.glob("*.heartbeat"):
+            beat.write_text('{"host": "elsewhere", "pid": 1}')
+        return encode(self, x)
+
+    monkeypatch.setattr(type(backbone), "encode_image_layers", overtaken)
+    with pytest.raises(InputError, match="process 1 on elsewhere"):
+        open_features(photos, backbone, tmp_path)
+    assert [entry.whole for entry in entries(tmp_path)] == [False]
