@@ -1,5 +1,6 @@
 """Records: what runs wrote to results.jsonl, read back and put into groups."""
 
+import functools
 import json
 import math
 import re
@@ -81,7 +82,8 @@ def read_records(
     records = []
     for number, line in lines.items():
         try:
-            records.append(parse(line))
+            record = parse(line)
+            records.append({sys.intern(key): value for key, value in record.items()})
         except ValueError as error:
             problems[BROKEN].append(f"{file} line {number}")
             problems[FAULTS].append(str(error))
@@ -134,59 +136,62 @@ def parse(line: str | bytes) -> dict[str, Any]:
     brackets = text.count("{") + text.count("[")
     if brackets > DEPTH and _is_deep(record, DEPTH):
         raise ValueError("objects in objects without end")
-    if fault := next(_faults(record), None):
+    if fault := _fault(record):
         raise ValueError(fault)
-    if "\\ud" in text.lower():
+    if "\\ud" in text or "\\uD" in text:
         try:
             json.dumps(record, ensure_ascii=False).encode()
         except UnicodeEncodeError:
             raise ValueError("half a character, which cannot be printed") from None
     if has_diverged(record):
-        record |= {key: math.nan for key in record if ACCURACY.fullmatch(key)}
+        record |= dict.fromkeys(_accuracies(tuple(record)), math.nan)
     return record
 
 
 def has_diverged(record: dict[str, Any]) -> bool:
     """Whether a loss, an accuracy or anything else that was logged is NaN."""
-    return any(map(is_nan, record.values()))
+    return any(type(value) is float and value != value for value in record.values())
 
 
-def _faults(record: Any) -> Iterator[str]:
+def _fault(record: Any) -> str | None:
     """What keeps it from being a record: what tables need is not there, or of a wrong
-    type.
+    type. None of a whole one.
     """
     if not isinstance(record, dict) or not isinstance(record.get("args"), dict):
-        yield "no object args"
-        return
+        return "no object args"
     args, step = record["args"], record.get("step")
     envs = args.get("test_envs")
-    holds = {
-        "step is no number": is_number(step) and 0 <= step < math.inf,
-        "args.test_envs is no list of numbers": isinstance(envs, list)
-        and len(envs) > 0
-        and all(map(is_count, envs)),
-        "args.output_dir is no text": isinstance(args.get("output_dir", ""), str),
-        "args.holdout_fraction is no number": is_number(
-            args.get("holdout_fraction", 0)
-        ),
-        "hparams is no object": isinstance(record.get("hparams", {}), dict),
-    }
+    if not (is_number(step) and 0 <= step < math.inf):
+        return "step is no number"
+    if not (isinstance(envs, list) and envs and all(map(is_count, envs))):
+        return "args.test_envs is no list of numbers"
+    if not isinstance(args.get("output_dir", ""), str):
+        return "args.output_dir is no text"
+    if not is_number(args.get("holdout_fraction", 0)):
+        return "args.holdout_fraction is no number"
+    if not isinstance(record.get("hparams", {}), dict):
+        return "hparams is no object"
     for name in ("dataset", "algorithm"):
-        holds[f"args.{name} is no text"] = isinstance(args.get(name), str)
+        if not isinstance(args.get(name), str):
+            return f"args.{name} is no text"
     for name in ("trial_seed", "hparams_seed"):
-        holds[f"args.{name} is no whole number"] = is_count(args.get(name))
-    yield from (fault for fault, held in holds.items() if not held)
-    for key, value in record.items():
-        if not _is_accuracy(key, value):
-            yield f"{key} is no share of 1"
+        if not is_count(args.get(name)):
+            return f"args.{name} is no whole number"
+    for key in _accuracies(tuple(record)):
+        if not NUMBERED.fullmatch(key) or not _is_share(record[key]):
+            return f"{key} is no share of 1"
+    return None
 
 
-def _is_accuracy(key: str, value: Any) -> bool:
-    """Whether the value is a share or NaN, unless the key is no accuracy's."""
-    if not ACCURACY.fullmatch(key):
-        return True
-    share = is_number(value) and (is_nan(value) or 0 <= value <= 1 + 1e-6)
-    return share and NUMBERED.fullmatch(key) is not None
+@functools.lru_cache(maxsize=64)
+def _accuracies(keys: tuple[str, ...]) -> list[str]:
+    """Those of accuracies; all records of a sweep have the same few sets of keys."""
+    return [key for key in keys if ACCURACY.fullmatch(key)]
+
+
+def _is_share(value: Any) -> bool:
+    """Whether it is a share of 1 or NaN."""
+    return is_number(value) and (value != value or 0 <= value <= 1 + 1e-6)
 
 
 def _is_deep(value: Any, levels: int) -> bool:
@@ -205,19 +210,22 @@ def is_count(value: Any) -> bool:
     return is_number(value) and isinstance(value, int) and value >= 0
 
 
-def is_nan(value: Any) -> bool:
-    return isinstance(value, float) and math.isnan(value)
-
-
 def _identities(records: list[dict[str, Any]]) -> Iterator[str]:
-    """What each has in common with its run's copies; equal args become one object."""
-    args, key = None, ""
+    """What each has in common with its run's copies.
+
+    Equal args become one object, so do equal hparams: they are most of what a long
+    sweep would hold.
+    """
+    args, hparams, key = None, None, ""
     for record in records:
         if record["args"] == args:
             record["args"] = args
         else:
             args = record["args"]
             key = json.dumps(identity(args), sort_keys=True)
+        if record["hparams"] == hparams:
+            record["hparams"] = hparams
+        hparams = record["hparams"]
         yield key
 
 
