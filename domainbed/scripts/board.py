@@ -1,8 +1,5 @@
 """Keep measured cells with their commands in a file, and measure them again.
 
-    python -m domainbed.scripts.board add --input_dir OUT
-    python -m domainbed.scripts.board verify --cell EmojiDG/LFA --data_dir DATA_DIR
-
 `add` appends the cells of a finished sweep, a method's average on a dataset each. The
 command of a cell makes its runs and no others, which is checked before. `verify` runs a
 cell's command and compares what comes out; it exits with 1 if a digit differs.
@@ -38,14 +35,17 @@ VARIED = ("dataset", "algorithm", "trial_seed", "hparams_seed", "seed", "test_en
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    examples = {"add": "--input_dir OUT", "verify": "--data_dir data"}
+    usage = {
+        name: f"python -m domainbed.scripts.board {name} {flags}"
+        for name, flags in examples.items()
+    }
     parser = argparse.ArgumentParser(
-        prog="board",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="board", usage=usage["add"], description=__doc__
     )
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers(dest="command", required=True, prog="board")
     for name, text in (("add", "append cells"), ("verify", "measure cells again")):
-        command = commands.add_parser(name, help=text)
+        command = commands.add_parser(name, usage=usage[name], help=text)
         add = command.add_argument
         add("--board", type=user_path, default="docs/board.csv", help="the file")
         if name == "add":

@@ -30,6 +30,7 @@ from domainbed.lib.progress import add_quiet, silenced
 from domainbed.scripts import train
 from domainbed.scripts.sweep import ask_for_confirmation, check_confirmation
 
+MORE = {"build": " --dataset PACS", "export": " --dataset PACS --to pacs.npz"}
 TO_HELP = "what to write: its name ends in .npz or .safetensors"
 SAMPLE = 16  # images of an environment that `verify` computes again
 CLOSE = 0.02  # features are about 1; half precision and other devices differ by less
@@ -54,7 +55,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         command = commands.add_parser(
             name,
             help=first_line(function),
-            usage=example.format(name) + (" --dataset PACS" * (name == "build")),
+            usage=example.format(name) + MORE.get(name, ""),
             description=function.__doc__,
         )
         add = command.add_argument
