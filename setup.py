@@ -8,6 +8,7 @@ EXTRAS = {
     "download": ["pyarrow"],  # for the parquet files of the Hugging Face hub
     # bitsandbytes trains 4-bit layers on a CPU from 0.48 on; peft brings accelerate.
     "qlora": ["transformers>=5", "peft>=0.17", "bitsandbytes>=0.48"],
+    "ray": ["ray>=2.40"],
     "report": ["jinja2", "matplotlib>=3.8", "scikit-posthocs>=0.11"],
     "slurm": ["submitit>=1.5"],
     "timm": ["timm>=1.0"],

@@ -9,6 +9,7 @@ from typing import Any
 
 from domainbed.launchers.local import run_command, visible_gpus
 from domainbed.launchers.pool import pool_launcher
+from domainbed.launchers.ray import RayLauncher
 from domainbed.launchers.slurm import SlurmLauncher
 from domainbed.lib.errors import InputError, UnknownNameError
 
@@ -60,13 +61,22 @@ def slurm_launcher(commands: list[str], **options: Any) -> list[int]:
     return SlurmLauncher(**options)(commands)
 
 
+def ray_launcher(commands: list[str], **options: Any) -> list[int]:
+    """As tasks of a Ray cluster, see launchers/ray.py."""
+    return RayLauncher(**options)(commands)
+
+
 REGISTRY: dict[str, Launcher] = {
     "local": local_launcher,
     "dummy": dummy_launcher,
     "multi_gpu": multi_gpu_launcher,
     "pool": pool_launcher,
     "slurm": slurm_launcher,
+    "ray": ray_launcher,
 }
+# What is made with its options before anything is claimed. Slurm's remembers what it
+# submitted: what builds on that has to wait for it.
+MADE: dict[str, Callable[..., Launcher]] = {"slurm": SlurmLauncher, "ray": RayLauncher}
 
 
 def get_launcher(name: str, **options: Any) -> Launcher:
@@ -79,11 +89,8 @@ def get_launcher(name: str, **options: Any) -> Launcher:
     if name == "multi_gpu":
         required_gpus()
     given = {option: value for option, value in options.items() if value is not None}
-    # Slurm's remembers what it submitted: what builds on that has to wait for it.
-    launcher = SlurmLauncher if name == "slurm" else REGISTRY[name]
+    launcher = MADE.get(name, REGISTRY[name])
     for option in given:
         if option not in inspect.signature(launcher).parameters:
             raise InputError(f"--{option} means nothing to the launcher {name}.")
-    return (
-        launcher(**given) if name == "slurm" else functools.partial(launcher, **given)
-    )
+    return launcher(**given) if name in MADE else functools.partial(launcher, **given)

@@ -33,7 +33,7 @@ from domainbed.runs.jobs import Job, make_args_list, make_few_shot_args_list, st
 from domainbed.tasks import TASKS, class_for, get_task
 
 # Launchers that return when their jobs have ended.
-WAITED_FOR = ("local", "multi_gpu", "pool")
+WAITED_FOR = ("local", "multi_gpu", "pool", "ray")
 # What each job is given of these, if it is given.
 RUN_FLAGS = tuple(vars(flags.run_flags().parse_args([])))
 # In the names of folders; the store holds what a run computes without it, but rounded.
@@ -114,6 +114,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--command_launcher", help=", ".join(command_launchers.REGISTRY))
     add("--jobs", type=int, help="at a time, of the launcher pool")
     add("--slurm", nargs="+", metavar="KEY=VALUE", help="partition, time, gpus, ...")
+    add("--ray", nargs="+", metavar="KEY=VALUE", help="gpus, cpus, mem, address")
     add("--jobs_per_task", type=int, help="one after another, of the launcher slurm")
     add(
         "--dry_run", action="store_const", const=True, help="print Slurm's scripts only"
@@ -298,7 +299,7 @@ def launcher_of(args: argparse.Namespace) -> command_launchers.Launcher:
     if args.command_launcher is None:
         known = ", ".join(command_launchers.REGISTRY)
         raise InputError(f"launch needs --command_launcher, one of {known}.")
-    names = ("jobs", "slurm", "jobs_per_task", "dry_run")
+    names = ("jobs", "slurm", "ray", "jobs_per_task", "dry_run")
     options = {name: getattr(args, name) for name in names}
     return command_launchers.get_launcher(args.command_launcher, **options)
 
