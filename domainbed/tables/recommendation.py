@@ -65,7 +65,9 @@ class Ranking(NamedTuple):
         elif not alike:
             what = f"Take {best}: it is better than every other method"
         else:
-            what = f"Take {best}: {' and '.join(alike)} cannot be told apart from it"
+            *others, last = alike
+            listed = f"{', '.join(others)} and {last}" if others else last
+            what = f"Take {best}: {listed} cannot be told apart from it"
         if cheapest not in (best, UNTRAINED):
             what += f" ({cheapest} costs least)"
         more = {*tied} - {*alike}

@@ -80,7 +80,7 @@ def clock(monkeypatch):
 
 @pytest.fixture
 def trials(tmp_path, monkeypatch, clock):
-    """Of three domains; a run takes as many seconds as COSTS says and leaves `done`."""
+    """Of three domains; a run takes the seconds that COSTS has and leaves `done`."""
     ran = []
 
     def launch(commands):
@@ -94,6 +94,8 @@ def trials(tmp_path, monkeypatch, clock):
         return [0] * len(commands)
 
     monkeypatch.setattr(command_launchers, "get_launcher", lambda *_, **__: launch)
+    seconds = {"ZeroShotCLIP": 1, "GDA": 1, "CLAP": 2, "LFA": 5, "Head2Toe": 7}
+    monkeypatch.setattr(own, "COSTS", seconds | {"CoOp": 22})
     folder = make_image_folder(tmp_path / "data", ["a", "b", "c"], CLASSES)
 
     def make(budget):
@@ -126,7 +128,7 @@ def test_what_does_not_fit_the_budget_is_not_begun(trials):
     minute = trials("60s")
     measured, left_out = minute.first_round(names)
     assert measured == names[:3]
-    assert left_out == {"CoOp": "time"}  # 66 s more
+    assert left_out == {"CoOp": "time"}  # 66 s more, and a third of 39 is less
     assert minute.further_rounds(measured) == 1  # 42 s more, and 39 are left
     assert minute.budget.spent == 21
     more = trials("43s")  # with nothing measured yet, a round is tried
@@ -174,9 +176,11 @@ def test_a_folder_of_other_pictures_is_refused(trials, tmp_path):
 
 
 def test_head2toe_waits_for_its_own_features(trials):
-    minute = trials("60s")
-    minute.storing = 40.0
-    assert minute.first_round(["GDA", "Head2Toe"]) == (["GDA"], {"Head2Toe": "time"})
+    short = trials("100s")  # a third of what is left after GDA's 3 s are 32 s
+    short.storing = 12.0  # beside 21 s of runs
+    assert short.first_round(["GDA", "Head2Toe"]) == (["GDA"], {"Head2Toe": "time"})
+    short.storing = 11.0
+    assert short.first_round(["GDA", "Head2Toe"])[1] == {}
 
 
 def test_a_domain_too_small_to_hold_a_picture_out_is_refused(trials, tmp_path):
