@@ -11,11 +11,16 @@ export OMP_WAIT_POLICY ?= passive
 
 .PHONY: demo test lint format install
 
+# stderr has the progress; the text table comes while the other core draws the report.
 demo: install
-	rm -rf demo
+	rm -rf demo && mkdir demo
 	$(PY) -m domainbed.scripts.sweep launch @sweeps/quickstart.txt --output_dir demo \
-		--data_dir demo-data --command_launcher pool --skip_confirmation
-	$(PY) -m domainbed.scripts.collect_results --input_dir demo
+		--data_dir demo-data --command_launcher pool --skip_confirmation > demo/jobs.txt
+	@$(PY) -m domainbed.scripts.report --input_dir demo --output demo/report.html --quiet & \
+	$(PY) -m domainbed.scripts.collect_results --input_dir demo --selection iid && \
+	$(PY) -m domainbed.scripts.collect_results --input_dir demo --selection iid \
+		--format markdown --output demo/tables.md --quiet && wait $$!
+	@echo "The report: demo/report.html. Tables with ties marked: demo/tables.md."
 
 test: install
 	$(PY) -m pytest -n $(TEST_WORKERS)

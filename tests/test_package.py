@@ -64,7 +64,8 @@ def test_the_wheel_is_enough_to_sweep_and_report(tmp_path):
         return ended.stdout
 
     where = ["--output_dir", "out", "--data_dir", "data", "--skip_confirmation"]
-    few = ["--algorithms", "ZeroShotCLIP", "--steps", "1"]
+    few = ["--datasets", "EmojiDG", "--algorithms", "ZeroShotCLIP"]
+    few += ["--n_trials", "1", "--n_hparams", "1"]
     printed = script(
         "sweep", "launch", "@quickstart", *few, *where, "--command_launcher", "pool"
     )
