@@ -27,11 +27,14 @@ def sentence(cls: type) -> str:
 
 def papers(cls: type) -> str:
     """The addresses in its docstring, else in those of what it derives from, else in
-    its module's.
+    its module's: of the line that begins with its name, where there is one.
     """
     own = [base for base in cls.__mro__ if base.__module__.startswith("domainbed")]
     texts = [vars(base).get("__doc__") for base in own]
-    texts.append(inspect.getmodule(cls).__doc__)
+    of_all = inspect.getmodule(cls).__doc__ or ""
+    titles = (f"{cls.__name__}: ", f"{sentence(cls)}: ")
+    own_lines = [line for line in of_all.splitlines() if line.startswith(titles)]
+    texts += ["".join(own_lines), of_all]
     found = (re.findall(r"https?://[^\s,)]+", text or "") for text in texts)
     return " ".join(next(filter(None, found), []))
 
@@ -81,6 +84,21 @@ def list_algorithms(args: argparse.Namespace) -> Iterator[str]:
             yield f"    {title:8}{value}"
 
 
+def algorithms_as_markdown(args: argparse.Namespace) -> Iterator[str]:
+    """A table of the algorithms: what, whether it reads stored features, needs, paper.
+
+    Of their classes alone, so that it is the same on every backbone and made at once.
+    """
+    yield "| name | what | stored features | extra | paper |"
+    yield "|---|---|---|---|---|"
+    for name in args.names or algorithms.ALGORITHMS:
+        cls = algorithms.get_algorithm_class(name)
+        stored = "yes" if cls.TAKES_FEATURES else ""
+        links = " ".join(f"<{paper}>" for paper in papers(cls).split())
+        what = sentence(cls).replace("|", "\\|")
+        yield f"| {cls.__name__} | {what} | {stored} | {cls.EXTRA or ''} | {links} |"
+
+
 def list_datasets(args: argparse.Namespace) -> Iterator[str]:
     """A line for each dataset: its environments, and whether it is in --data_dir."""
     names = args.names or datasets.DATASETS
@@ -126,6 +144,7 @@ def shown(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else repr(value)
 
 
+FORMATS = ("text", "markdown")
 LISTS = {
     "algorithms": list_algorithms,
     "datasets": list_datasets,
@@ -147,9 +166,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--data_dir", type=user_path, help="where datasets are looked for"
     )
+    parser.add_argument(
+        "--format", default="text", choices=FORMATS, help="markdown: of algorithms only"
+    )
     add_quiet(parser)
     args = parser.parse_args(argv)
-    for line in LISTS[args.what](args):
+    lines = LISTS[args.what]
+    if args.format == "markdown":
+        if args.what != "algorithms":
+            raise InputError(f"list {args.what} has no --format markdown, only text.")
+        lines = algorithms_as_markdown
+    for line in lines(args):
         print(line.rstrip(), file=sys.stdout, flush=True)
 
 
