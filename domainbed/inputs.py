@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, Subset
 
 from domainbed import datasets
 from domainbed.algorithms import Algorithm, get_algorithm_class
-from domainbed.arguments import check_numbers, resolve_hparams
+from domainbed.arguments import resolve_hparams
 from domainbed.backbones import CLASS_TOKENS, CLIPBackbone, Kind, load_clip
 from domainbed.datasets_features import FeaturesDataset
 from domainbed.features.entries import digest_files
@@ -43,10 +43,8 @@ class RunInputs:
 
     def __init__(self, args: argparse.Namespace):
         self.args, self.task = args, get_task(args.task)
-        check_numbers(args)
         self.task.check(args)
         self.hparams = resolve_hparams(args, self.task.hparam_rows(args))
-        misc.seed_everything(args.seed)
         self.input = check_input(self.hparams.get("input", "images"))
         asked = {"allow_missing_classes": args.allow_missing_classes}
         if self.input != "images":
@@ -56,7 +54,7 @@ class RunInputs:
     def share(self) -> None:
         """Make what other runs on the same data need, too, where `once` remembers it.
 
-        No GPU is asked for anything.
+        No GPU is asked for anything: those that fork later could not use it.
         """
         provenance.git_state()
         provenance.dataset_fingerprint(self.dataset)

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from domainbed import algorithms
+from domainbed.arguments import check_numbers
 from domainbed.datasets import is_own
 from domainbed.evaluation import RunEvaluation
 from domainbed.features.vectors import vector_size
@@ -41,6 +42,8 @@ class Run(RunEvaluation):
         # Sums in another order end in other digits: the number of threads must not
         # depend on how many runs share the machine.
         torch.set_num_threads(misc.threads())
+        check_numbers(args)
+        misc.seed_everything(args.seed)
         super().__init__(args)
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.benchmark = False
