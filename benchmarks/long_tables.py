@@ -27,12 +27,13 @@ ROOT = Path(__file__).parents[1]
 DATASETS = ("PACS", "VLCS", "OfficeHome", "TerraIncognita", "SVIRO")
 ALGORITHMS = ("ERM", "LinearProbeCLIP", "LFA", "DPLCLIP", "MIRO")
 CHECKPOINTS = range(0, 5001, 300)
+# VmHWM is this process's own; ru_maxrss has its parent's peak, too.
 MEASURED = (
-    "import json, resource, sys; from domainbed.scripts import collect_results;"
+    "import json, sys, time; from domainbed.scripts import collect_results;"
     "collect_results.main(sys.argv[1:]);"
-    "used = resource.getrusage(resource.RUSAGE_SELF);"
-    "print(json.dumps([used.ru_utime + used.ru_stime, used.ru_maxrss / 2**20]),"
-    " file=sys.stderr)"
+    "lines = open('/proc/self/status').read().splitlines();"
+    "peak = next(int(s.split()[1]) for s in lines if s.startswith('VmHWM'));"
+    "print(json.dumps([time.process_time(), peak / 2**20]), file=sys.stderr)"
 )
 
 

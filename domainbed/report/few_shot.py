@@ -92,4 +92,4 @@ def over_shots(accs: pd.DataFrame, dataset: str) -> tuple[Summary, str]:
         .reindex(names)
         for part in ("mean", "err")
     )
-    return summary(mean, err), last
+    return summary(mean, err, few_shot.apart(accs)), last

@@ -279,7 +279,7 @@ def few_shot_tables(records: Q, args: argparse.Namespace) -> str:
     if args.format in ("markdown", "html"):
         titled = {
             f"{table.title}, model selection: {method.name}": WideTable(
-                table.form, ties(table.accs)
+                table.form, ties(table.accs, few_shot.apart(table.accs))
             )
             for table in found
         }

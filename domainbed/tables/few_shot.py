@@ -30,7 +30,7 @@ from domainbed.tables.frames import (
     pivoted,
     summary,
 )
-from domainbed.tables.protocol import AS_PUBLISHED, REMARK
+from domainbed.tables.protocol import AS_PUBLISHED, REMARK, TOGETHER, Apart
 from domainbed.tables.published import of_block
 
 BLOCK = ["classes", "shots", "drawn_from", "transfer_to"]  # what tells tables apart
@@ -83,6 +83,15 @@ def about(accs: pd.DataFrame) -> list[str]:
     """Sentences that say how to read the tables of these accuracies."""
     marked = accs["algorithm"].str.endswith(AS_PUBLISHED).any()
     return [ABOUT, REMARK] if marked else [ABOUT]
+
+
+def apart(accs: pd.DataFrame) -> Apart:
+    """Rows that chose on test data are not ranked with others; their labels say it."""
+    names = {*accs["algorithm"]}
+    marked = frozenset(name for name in names if name.endswith(AS_PUBLISHED))
+    if not marked or marked == names:
+        return TOGETHER
+    return Apart(marked, {}, f"Rows with {AS_PUBLISHED.strip()} are not ranked.")
 
 
 def accuracies(records: Q, method: type[SelectionMethod]) -> pd.DataFrame:

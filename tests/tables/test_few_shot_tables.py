@@ -8,6 +8,8 @@ import pytest
 from helpers import few_shot_run as write
 
 from domainbed.scripts import collect_results
+from domainbed.tables import few_shot
+from domainbed.tables.protocol import TOGETHER
 
 ACCS = {"LFA": (0.8, 0.6), "ZeroShotCLIP": (0.5, 0.7)}
 
@@ -200,3 +202,20 @@ def test_tests_of_what_is_not_here_have_numbers_or_the_names_of_their_records(
     write(tmp_path / "own", "Manifest:/gone.csv", "LFA", [0.5], noted=noted)
     header = row(tables(tmp_path / "own", capsys), "Dataset: Manifest", "Algorithm")
     assert header[1:] == ["exam"]
+
+
+def test_rows_that_chose_on_test_data_are_not_ranked_with_others(tmp_path, capsys):
+    published = {"hparams": {"as_published": True}}
+    for dataset in ("OxfordPets", "EuroSAT"):
+        for name, acc in (("LFA", 0.7), ("CoOp", 0.6), ("ProLIP", 0.5)):
+            write(tmp_path, dataset, name, [acc])
+        write(tmp_path, dataset, "GDA", [0.9], **published)
+    text = tables(tmp_path, capsys, "--format", "markdown")
+    averages = text[text.index("## Averages") :]
+    rows = [line.split("|") for line in averages.splitlines() if line[:1] == "|"]
+    alike = {row[1].strip(): row[-2].strip() for row in rows[2:]}
+    assert alike["GDA \\*"] == ""
+    assert all(alike[name] for name in ("LFA", "CoOp", "ProLIP"))
+    assert "are not ranked." in averages
+    accs = pd.DataFrame({"algorithm": ["GDA *", "TipAdapter *"]})
+    assert few_shot.apart(accs) == TOGETHER  # of one kind all
