@@ -338,3 +338,17 @@ def test_a_disk_that_refuses_is_named(tmp_path, monkeypatch, capsys):
     assert ended.value.code == 1
     expected = f"error: cannot use {tmp_path}/err.txt: No space left on device.\n"
     assert capsys.readouterr().err == expected
+
+
+def test_a_run_on_stored_features_killed_after_its_last_step_ends(pacs, interrupt):
+    """Found by tools/torture: nothing had told the algorithm what it is given."""
+    words = ["--dataset", "PACS", "--data_dir", str(pacs), "--algorithm", "LFA"]
+    words += ["--hparams", "clip_backbone=emoji", "--steps", "2", "--num_workers", "0"]
+    words += ["--output_dir", str(pacs / "run")]
+    repair = interrupt("finish", 1)
+    with pytest.raises(SystemExit):
+        train.main(words)
+    repair()
+    train.main(words)
+    assert (pacs / "run" / "done").exists()
+    assert (pacs / "run" / "layer_attention.json").exists()
