@@ -9,6 +9,7 @@ from helpers import command, lines
 
 from domainbed import algorithms, hparams_registry, model_selection, networks
 from domainbed.autolr import AutoLR
+from domainbed.lib import reporting
 from domainbed.scripts import collect_results, sweep, train, train_autolr
 
 HPARAMS = '{"batch_size": 4, "linear_steps": 2}'
@@ -106,7 +107,7 @@ def test_a_sweep_starts_it_and_the_tables_select_by_it(tmp_path, falling):
         assert words[2] == "domainbed.scripts.train_autolr"
         assert "--auto_lr" in words
         train_autolr.main(flags(job.output_dir, *job_words(job), "--auto_lr"))
-    read = collect_results.read_sweep(str(tmp_path))
+    read = reporting.records_of(collect_results.read_sweep(str(tmp_path)))
     merged = collect_results.merge_auto_lr(read)
     method = model_selection.IIDAutoLRAccuracySelectionMethod
     for _, own_records in merged.group("args.test_envs"):
