@@ -99,8 +99,9 @@ class Algorithm(nn.Module):
     TAKES_FEATURES = False  # instead of images it can take its `stored_kind`
     BATCH_MATTERS = False  # what `predict` says of an item depends on its batch
     # Whether it is shown examples of each class and domain before its first step, in
-    # `support(domains)`, held-out ones before each evaluation in `choose(batches)`.
-    NEEDS_SUPPORT = CHOOSES = False
+    # `support(domains)`, held-out ones before its steps in `watch(batches)` or before
+    # each evaluation in `choose(batches)`.
+    NEEDS_SUPPORT = WATCHES = CHOOSES = False
     MIN_DOMAINS = 1  # training domains without which it has no meaning
     AFTER: tuple[str, ...] = ()  # in a sweep, these algorithms' runs end before it
     ALIASES: tuple[str, ...] = ()  # further names under which it is found

@@ -118,7 +118,7 @@ class CLIPAlgorithm(Algorithm):
     # were. So each class says it of its own steps; it is not inherited.
     RECORDABLE = False
 
-    FIXED_CLASSES = NEEDS_SUPPORT = CHOOSES = False
+    FIXED_CLASSES = NEEDS_SUPPORT = WATCHES = CHOOSES = False
 
     def __init__(self, input_shape, num_classes, num_domains, hparams):
         super().__init__(input_shape, num_classes, num_domains, hparams)

@@ -267,7 +267,11 @@ class RunInputs:
 
     def examples_to_choose_by(self) -> Iterable:
         """Batches of what is held out or, for `as_published`, of what is tested."""
-        role = "test" if self.hparams["as_published"] else "select"
+        return self.examples("test" if self.hparams["as_published"] else "select")
+
+    def examples(self, role: str) -> Iterable:
+        """Batches of the items of every split of that role."""
+        self.tell(to_train=False)
         splits = [split for split in self.splits if split.role == role]
         return itertools.chain.from_iterable(map(self.read_once, splits))
 

@@ -84,6 +84,8 @@ class Run(RunEvaluation):
         first, logged = self.resume()
         if first == 0 and self.algorithm.NEEDS_SUPPORT:
             self.algorithm.support(self.support_set())
+        if self.algorithm.WATCHES:
+            self.algorithm.watch(self.examples("select"))
         steps_per_epoch = self.task.steps_per_epoch(self)
         batches = self.task.batches(self, first)
         self.stepping = True

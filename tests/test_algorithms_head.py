@@ -241,12 +241,33 @@ def test_lpplusplus_beside_its_formula(as_published):
         loss.backward()
         optimizer.step()
         gradients = alpha.grad + (gradients if as_published else 0)
-        if step % 10 == 0:
+        if step % 10 == 9:
             alpha.data -= alpha_rate * gradients
         probe.step = step
         assert probe.update([(z, y)])["loss"] == pytest.approx(loss.item(), rel=1e-6)
     torch.testing.assert_close(probe.alpha, alpha, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(probe.head.weight, w, rtol=1e-6, atol=1e-6)
+
+
+def test_lpplusplus_answers_as_after_the_last_best_step():
+    probe, (z, y), (held, labels) = make("LPPlusPlus"), batch(), batch(seed=3)
+    labels = labels.roll(1)  # hard, so that steps differ
+    probe.support([[(z, y)]])
+    probe.watch(iter([(held[:4], labels[:4]), (held[4:], labels[4:])]))
+    x, _ = batch(seed=4)
+    right, answers = [], []
+    for step in range(40):
+        probe.step = step
+        probe.update([(z, y)])
+        with torch.no_grad():
+            f, own = (probe.own_logits(probe.embed(v)) for v in (held, x))
+        right.append((f.argmax(1) == labels).sum().item())
+        answers.append(own)
+    best = max(i for i in range(40) if right[i] == max(right))
+    assert 0 < best < 39
+    with torch.no_grad():
+        torch.testing.assert_close(probe.eval().predict(x), answers[best])
+        torch.testing.assert_close(probe.train().predict(x), answers[-1])
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.25])

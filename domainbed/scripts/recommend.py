@@ -109,7 +109,8 @@ def command_of(trials: Trials, found: Found) -> str:
     words += ["--algorithm", best, "--hparams", trials.hparams]
     words += ["--hparams_seed", str(found.draw), "--trial_seed", str(found.trial)]
     words += ["--steps", str(found.steps), "--test_envs", "none"]
-    if not algorithms.get_algorithm_class(best).CHOOSES:  # by what is held out
+    own = algorithms.get_algorithm_class(best)
+    if not (own.CHOOSES or own.WATCHES):  # by what is held out
         words += ["--holdout_fraction", "0"]
     if trials.args.allow_missing_classes:
         words.append("--allow_missing_classes")

@@ -20,9 +20,12 @@ from domainbed.lib.query import Q
 from domainbed.tables.frames import headings
 
 MARK = " †"  # behind the name of a row that is not ranked
-AS_PUBLISHED = " *"  # of one that chose on test data, as its release does
-REMARK = "* chose on the test images, as the released code does (as_published)."
-ON_TEST = "on the test images"
+AS_PUBLISHED = " *"  # of one that chose as its release does
+REMARK = (
+    "* chose as its released code does (as_published): TipAdapter, TipAdapterF and GDA "
+    "on the test images."
+)
+RELEASED = "the released code's"
 Facts = dict[str, str] | None  # of a run.json, as `lib.mixtures` reads it
 
 
@@ -112,7 +115,7 @@ def of_run(
         split=facts.get("split", ""),
         held_out=held_out,
         steps=steps_of(args),
-        selection=ON_TEST if published else "the table's",
+        selection=RELEASED if published else "the table's",
         backbone=backbone_of(hparams, facts.get("backbone", ""), names),
         prompt=prompt if prompt in given or not prompt else "the method's own",
     )
@@ -202,12 +205,12 @@ def apart(rows: Rows, dataset_names: list[str], names: list[str]) -> Apart:
             own = {place: value for place, value, usual in differing if value != usual}
             others[in_words(own, dataset_names)].append(name)
     names_apart = [*itertools.chain(*others.values())]
-    on_test = [
+    as_released = [
         name
         for name in names
-        if any(ON_TEST in own[name].selection for own in rows.values() if name in own)
+        if any(RELEASED in own[name].selection for own in rows.values() if name in own)
     ]
-    why = [REMARK] if on_test else []
+    why = [REMARK] if as_released else []
     if others:
         usual = in_words(dict(zip(columns, ranked, strict=True)), dataset_names)
         texts = (f"{', '.join(own)} ({words})" for words, own in others.items())
@@ -215,7 +218,7 @@ def apart(rows: Rows, dataset_names: list[str], names: list[str]) -> Apart:
             f"{MARK.strip()} not ranked, for it is of another protocol: "
             f"{'; '.join(texts)}; what is ranked has {usual}."
         )
-    marks = dict.fromkeys(names_apart, MARK) | dict.fromkeys(on_test, AS_PUBLISHED)
+    marks = dict.fromkeys(names_apart, MARK) | dict.fromkeys(as_released, AS_PUBLISHED)
     return Apart(frozenset(names_apart), marks, " ".join(why))
 
 

@@ -78,7 +78,7 @@ LFA, MIRO = run("LFA"), run("MIRO")
         (run(OTHER, facts=DATA | {"split": "s2"}), "split s2", "split s1"),
         (
             run(OTHER, ON_CLIP | {"as_published": True}),
-            "selection on the test images",
+            "selection the released code's",
             "selection the table's",
         ),
     ],
