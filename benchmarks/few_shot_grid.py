@@ -61,8 +61,11 @@ def main(argv: list[str] | None = None) -> None:
         statuses: list[int] = []
         commands = [job.command_str for job in jobs]
         taken = seconds(lambda: statuses.extend(launch(commands)))
-        assert not any(statuses), statuses
-        assert all(job.state == Job.DONE for job in jobs)
+        failed = [job for job in jobs if job.state != Job.DONE]
+        assert not failed, [
+            (str(j), j.folder.state, j.folder.last_error()) for j in failed
+        ]
+        assert not any(statuses)
     result = {
         "runs": len(jobs),
         "seconds": round(taken),
