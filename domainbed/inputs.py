@@ -93,6 +93,7 @@ class RunInputs:
             return [Vectors(stored, projection) for stored in self.open_features()]
         frozen = self.algorithm.TAKES_FEATURES and self.hparams["clip_transform"]
         if stores and (frozen or self.of_file):
+            self.algorithm.given = self.algorithm.stored_kind.name
             return self.open_features()
         return None
 

@@ -114,7 +114,6 @@ class Run(RunEvaluation):
 
     def finish(self) -> None:
         """Leave the model, what is seen of it, and `done`."""
-        self.tell(to_train=False)  # who was killed at this point comes here at once
         self.save_model("model.pkl")
         if attention := layer_attention.summarise(self):
             path = self.output_dir / "layer_attention.json"
