@@ -14,7 +14,7 @@ from domainbed.datasets_few_shot import (
     Lists,
     lists_of,
 )
-from domainbed.lib.errors import InputError
+from domainbed.lib.errors import InputError, UnknownNameError
 from domainbed.lib.pictures import subfolders
 from domainbed.lib.texts import lines
 
@@ -149,7 +149,11 @@ class FGVCAircraft(FewShotDataset):
         for part in ("train", "val", "test"):
             own = lines(folder / f"images_variant_{part}.txt")
             pairs = [line.split(" ", 1) for line in own]
-            rows[part] = [(f"{i}.jpg", label.get(n), n) for i, n in pairs]
+            if unknown := [n for _, n in pairs if n not in label]:
+                raise UnknownNameError(
+                    f"class in {folder}/images_variant_{part}.txt", unknown[0], label
+                )
+            rows[part] = [(f"{i}.jpg", label[n], n) for i, n in pairs]
         return lists_of(rows, folder / cls.IMAGES, folder / "variants.txt")
 
 

@@ -305,8 +305,6 @@ def name_of_target(name: str, test: str, n_tests: int) -> str:
 def targets(name: str, root: str | None) -> list[ListedEnvironment]:
     """The test lists of a dataset that another one's run is tested on."""
     dataset_class = get_dataset_class(name)
-    if "few_shot" not in dataset_class.TASKS:
-        raise InputError(f"--transfer_to {name} has no test list of its own.")
     lists = dataset_class.few_shot_lists(root)
     return [
         ListedEnvironment(

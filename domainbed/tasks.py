@@ -7,6 +7,7 @@ asks for names and checks arguments, as a sweep does, needs no torch.
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -55,6 +56,14 @@ class DomainGeneralization:
         given = [name for name in OF_FEW_SHOT if hasattr(args, name)]
         if given:
             raise InputError(f"--{given[0]} is of --task few_shot, not of {args.task}.")
+
+    def check_algorithm(
+        self, args: argparse.Namespace, hparams: dict[str, Any]
+    ) -> None:
+        """InputError for an algorithm or hyperparameters that it cannot take."""
+
+    def check_made(self, run: Any) -> None:
+        """InputError for a run that is made and cannot be tested."""
 
     def hparam_rows(self, args: argparse.Namespace) -> HparamRows:
         """Rows that go before the algorithm's own."""
@@ -178,6 +187,26 @@ class FewShot(DomainGeneralization):
         args.source = args.source or (sources[0] if sources else None)
         if args.source is not None and args.source not in sources:
             raise UnknownNameError(f"source in {args.dataset}", args.source, sources)
+        tested = [args.dataset]
+        for name in args.transfer_to or ():
+            class_for(name, args.task)
+            if name in tested:
+                raise InputError(f"--transfer_to {name} is tested already.")
+            tested.append(name)
+
+    def check_algorithm(self, args, hparams):
+        check_views(args.algorithm, hparams)
+        asked, own = hparams["schedule"], has_schedule(args.algorithm, args.dataset)
+        if not own and asked not in SCHEDULES:
+            raise UnknownNameError("schedule", asked, SCHEDULES)
+        if args.classes == "base" and algorithm_for(args.algorithm).FIXED_CLASSES:
+            raise of_fixed_classes(args.algorithm, "new")
+
+    def check_made(self, run):
+        for environment in run.dataset:
+            others = environment.classes != run.dataset.class_names
+            if others and run.algorithm.FIXED_CLASSES:
+                raise of_fixed_classes(run.args.algorithm, environment.name)
 
     def hparam_rows(self, args):
         dataset_class = class_for(args.dataset, args.task)
@@ -195,17 +224,9 @@ class FewShot(DomainGeneralization):
         return rows | further
 
     def dataset(self, args, hparams):
-        check_views(args.algorithm, hparams)
+        self.check_algorithm(args, hparams)
         dataset = Shots(class_for(args.dataset, args.task), args, hparams)
         args.test_envs = [*range(1, len(dataset))]
-        fixed = algorithm_for(args.algorithm).FIXED_CLASSES
-        for environment in dataset:
-            if fixed and environment.classes != dataset.class_names:
-                raise InputError(
-                    f"{args.algorithm} has weights for each of its classes and cannot "
-                    f"be tested on the other ones of {environment.name}; a method on "
-                    "CLIP's texts can, such as LFA."
-                )
         return dataset
 
     def splits(self, dataset, args):
@@ -243,6 +264,8 @@ class FewShot(DomainGeneralization):
         return batches_per_epoch(run.dataset.n_train, run.hparams["batch_size"])
 
     def learning_rate(self, run, step):
+        if has_schedule(run.args.algorithm, run.args.dataset):
+            return None
         lr, epochs = (run.hparams[name] for name in ("lr", "epochs"))
         per_epoch = self.steps_per_epoch(run)
         schedules = {
@@ -250,10 +273,7 @@ class FewShot(DomainGeneralization):
             "cosine": lambda: cosine(step, lr, epochs * per_epoch),
             "warm_cosine": lambda: rate(step // per_epoch, lr, epochs),
         }
-        asked = run.hparams["schedule"]
-        if asked not in schedules:
-            raise UnknownNameError("schedule", asked, schedules)
-        return schedules[asked]()
+        return schedules[run.hparams["schedule"]]()
 
     def measures(self, run, split, network, loader):
         algorithm, environment = run.algorithm, run.dataset[split.env]
@@ -267,6 +287,20 @@ class FewShot(DomainGeneralization):
 
     def chosen(self, run, records):
         return records[-1], "the last epoch's model"
+
+
+@functools.lru_cache
+def has_schedule(algorithm: str, dataset: str) -> bool:
+    """Whether the algorithm has a schedule of its own, and follows it."""
+    return "schedule" in algorithm_for(algorithm).hparam_rows(dataset)
+
+
+def of_fixed_classes(algorithm: str, test: str) -> InputError:
+    """That it cannot be tested there."""
+    return InputError(
+        f"{algorithm} has weights for each of its classes and cannot be tested on the "
+        f"other ones of {test}; a method on CLIP's texts can, such as LFA."
+    )
 
 
 def check_views(algorithm: str, hparams: dict[str, Any]) -> None:
@@ -299,6 +333,7 @@ def algorithm_for(name: str) -> type[Algorithm]:
     return get_algorithm_class(name)
 
 
+SCHEDULES = ("constant", "cosine", "warm_cosine")  # of few-shot runs
 # What arguments of few-shot runs alone are, if nobody says so.
 OF_FEW_SHOT = {"shots": None, "classes": "all", "source": None, "transfer_to": None}
 TASKS = {

@@ -64,6 +64,7 @@ class Run(RunEvaluation):
             facts | self.hparams,
         ).to(self.device)
         self.check_made()
+        self.task.check_made(self)
         n_steps = self.task.n_steps(self)
         self.n_steps = min(n_steps, algorithm_class.MAX_STEPS or n_steps)
         self.algorithm.n_steps = self.n_steps

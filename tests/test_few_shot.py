@@ -88,6 +88,11 @@ def test_rates_and_batches_follow_the_epochs(data, tmp_path):
     assert seen == rates
 
 
+def test_a_method_with_a_schedule_of_its_own_follows_that(data, tmp_path):
+    run = run_of(data, tmp_path, algorithm="ARC", hparams=["schedule=linear"])
+    assert [run.task.learning_rate(run, step) for step in range(3)] == [None] * 3
+
+
 def test_crops_are_encoded_at_each_step_and_tests_are_stored(data, tmp_path):
     run = run_of(data, tmp_path, hparams=["augment=true"])
     x = next(run.task.batches(run))[0][0][0]
@@ -185,6 +190,13 @@ def test_scores_by_hand():
     (["--dataset", "EmojiDG", "--source", "x"], "Unknown source in EmojiDG 'x'"),
     (["--task", "domain_generalization"], "--shots is of --task few_shot"),
     (["--algorithm", "ERM", "--classes", "base"], "ERM has weights for each of its"),
+    (["--transfer_to", "PACS"], "PACS is no dataset of --task few_shot"),
+    (["--transfer_to", "UCF101", "UCF101"], "--transfer_to UCF101 is tested already"),
+    (["--transfer_to", "OxfordPets"], "--transfer_to OxfordPets is tested already"),
+    (["--algorithm", "LFA", "--hparams", "schedule=step"], "Unknown schedule 'step'"),
+    (["--algorithm", "TaskRes", "--classes", "base"], "TaskRes has weights for each"),
+    (["--algorithm", "CoOp", "--classes", "base", "--hparams", "context_by_class=true",
+      "clip_backbone=emoji"], "CoOp has weights for each of its classes"),
     (["--algorithm", "MaPLe", "--hparams", "views=2"], "views is 2, but MaPLe trains"),
     (["--algorithm", "LFA", "--hparams", "views=-1"], "it must be at least 0"),
 ])  # fmt: skip
@@ -219,6 +231,30 @@ def test_a_sweep_has_a_job_for_each_source_and_number_of_shots(tmp_path):
         args = train.parse_args(words)
         assert (args.task, args.classes) == ("few_shot", "all")
         assert hasattr(args, "source") == (args.dataset == "EmojiDG")
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--classes", "base", "--algorithms", "LFA", "TaskRes"], "TaskRes has weights"),
+    (["--hparams", "views=2", "--algorithms", "MaPLe"], "views is 2, but MaPLe"),
+    (["--transfer_to", "PACS", "--algorithms", "LFA"], "PACS is no dataset of --task"),
+])  # fmt: skip
+def test_a_sweep_is_refused_for_what_no_run_could_take(
+    flags, message, tmp_path, capsys
+):
+    own = ["launch", "--task", "few_shot", "--shots", "1", "--datasets", "EmojiHouses"]
+    own += [
+        "--output_dir",
+        str(tmp_path / "out"),
+        "--data_dir",
+        "d",
+        "--n_hparams",
+        "1",
+    ]
+    own += ["--command_launcher", "dummy", "--skip_confirmation", *flags]
+    with pytest.raises(SystemExit) as ended:
+        sweep.main(own)
+    assert ended.value.code == 2 and not (tmp_path / "out").exists()
+    assert message in capsys.readouterr().err
 
 
 def test_no_other_job_knows_the_arguments_of_few_shot_jobs(tmp_path):

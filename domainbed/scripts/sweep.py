@@ -193,7 +193,7 @@ def check_algorithms(args: argparse.Namespace) -> None:
     Only the algorithms know, and to import them takes seconds and memory that a
     launcher keeps while its jobs run: a process of its own does.
     """
-    if not args.hparams and not args.auto_lr:
+    if not (args.hparams or args.auto_lr or args.classes == "base"):
         return
     if "torch" in sys.modules:
         ask_algorithms(args)
@@ -208,10 +208,13 @@ def ask_algorithms(args: argparse.Namespace) -> None:
     hparams = hparams_registry.parse_hparams(args.hparams)
     for dataset, algorithm in itertools.product(args.datasets, args.algorithms):
         run = {"dataset": dataset, "algorithm": algorithm, "task": args.task}
-        run["shots"] = args.shots and args.shots[0]
-        rows = get_task(args.task).hparam_rows(argparse.Namespace(**run))
+        run |= {"shots": args.shots and args.shots[0], "classes": args.classes}
+        task = get_task(args.task)
+        rows = task.hparam_rows(argparse.Namespace(**run))
         own = hparams_registry.given_to(algorithm, hparams)
         hparams_registry.check_hparams(algorithm, dataset, own, rows)
+        whole = hparams_registry.default_hparams(algorithm, dataset, rows) | own
+        task.check_algorithm(argparse.Namespace(**run), whole)
         if args.auto_lr:
             check_algorithm(algorithm)
 
