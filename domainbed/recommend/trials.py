@@ -46,7 +46,7 @@ COSTS = {
 STEPS, CHECKPOINT_FREQ = 1001, 100
 # What every method has been given before any of them gets more: (trial, draws).
 ROUNDS = ((0, (0,)), (0, (1, 2)), (1, (0, 1, 2)), (2, (0, 1, 2)))
-# Of the time left that a method may take in the first round: others want further ones.
+# Of the time left that a method may take in the first round: all want further ones.
 FIRST_SHARE = 1 / 3
 FEWEST = 5  # pictures of a domain, of which a fifth is held out
 UNITS = {"s": 1, "m": 60, "h": 3600}
@@ -239,8 +239,10 @@ class Trials:
         ended = (j.folder.last_error() for j in todo if j.state != Job.DONE)
         return next(ended, None)
 
-    def fits(self, names: list[str], number: int) -> bool:
-        """Whether time is left for their runs of that round, by what others took."""
+    def fits(self, names: list[str], number: int, share: float = 1.0) -> bool:
+        """Whether that share of the time left is enough for their runs of that round,
+        by what others took.
+        """
         todo = {
             name: sum(job.state != Job.DONE for job in self.jobs(name, number))
             for name in names
@@ -251,19 +253,22 @@ class Trials:
         expected = rate * sum(cost_of(name) * n for name, n in todo.items())
         if number == 0 and "Head2Toe" in names:  # it has features of its own stored
             expected += self.storing
-        share = FIRST_SHARE if number == 0 else 1.0
         return 0 < share * self.budget.left >= expected
 
     def first_round(self, names: list[str]) -> tuple[list[str], dict[str, str]]:
         """The methods that have a run for each domain; why others have not."""
-        measured, left_out = [], {}
-        for name in names:
-            if not self.fits([name], 0):
-                left_out[name] = "time"
-            elif why := self.run(name, 0):
-                left_out[name] = why
-            else:
-                measured.append(name)
+        measured, left_out = [], dict.fromkeys(names, "time")
+        for share in (FIRST_SHARE, 1.0):
+            for name in [name for name, why in left_out.items() if why == "time"]:
+                if not self.fits([name], 0, share):
+                    continue
+                if why := self.run(name, 0):
+                    left_out[name] = why
+                else:
+                    measured.append(name)
+                    del left_out[name]
+            if self.fits(measured, 1):
+                break  # the rest is for a further round of these
         return measured, left_out
 
     def further_rounds(self, names: list[str]) -> int:

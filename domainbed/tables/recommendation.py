@@ -65,8 +65,7 @@ class Ranking(NamedTuple):
         elif not alike:
             what = f"Take {best}: it is better than every other method"
         else:
-            *others, last = alike
-            listed = f"{', '.join(others)} and {last}" if others else last
+            listed = " and ".join(alike) if len(alike) < 3 else f"{len(alike)} others"
             what = f"Take {best}: {listed} cannot be told apart from it"
         if cheapest not in (best, UNTRAINED):
             what += f" ({cheapest} costs least)"

@@ -128,7 +128,7 @@ def test_what_does_not_fit_the_budget_is_not_begun(trials):
     minute = trials("60s")
     measured, left_out = minute.first_round(names)
     assert measured == names[:3]
-    assert left_out == {"CoOp": "time"}  # 66 s more, and a third of 39 is less
+    assert left_out == {"CoOp": "time"}  # 66 s more
     assert minute.further_rounds(measured) == 1  # 42 s more, and 39 are left
     assert minute.budget.spent == 21
     more = trials("43s")  # with nothing measured yet, a round is tried
@@ -181,6 +181,16 @@ def test_head2toe_waits_for_its_own_features(trials):
     assert short.first_round(["GDA", "Head2Toe"]) == (["GDA"], {"Head2Toe": "time"})
     short.storing = 11.0
     assert short.first_round(["GDA", "Head2Toe"])[1] == {}
+
+
+def test_the_rest_is_for_further_rounds_or_for_what_is_dear(trials, monkeypatch):
+    names = ["GDA", "CoOp"]
+    short = trials("75s")  # 72 are left: a third is too little for CoOp's 66
+    assert short.first_round(names) == (["GDA"], {"CoOp": "time"})  # GDA has 6 more
+    monkeypatch.setattr(own, "ROUNDS", ((0, (0,)), (0, tuple(range(1, 30)))))
+    short = trials("75s")
+    short.spent, short.cost = 3.0, 3.0
+    assert short.first_round(names) == (names, {})  # of GDA 87 s more do not fit
 
 
 def test_a_domain_too_small_to_hold_a_picture_out_is_refused(trials, tmp_path):
