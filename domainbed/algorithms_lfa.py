@@ -15,7 +15,7 @@ from torch import nn
 
 from domainbed.algorithms import Algorithm, Minibatches, register
 from domainbed.backbones import CLIPBackbone, Kind, default_clip, load_clip
-from domainbed.lib.bounds import at_least, between
+from domainbed.lib.bounds import at_least, between, check_all
 from domainbed.lib.cuda_graph import GraphedStep
 from domainbed.lib.errors import InputError, UnknownNameError
 
@@ -123,6 +123,7 @@ class CLIPAlgorithm(Algorithm):
     def __init__(self, input_shape, num_classes, num_domains, hparams):
         super().__init__(input_shape, num_classes, num_domains, hparams)
         self.num_domains = num_domains
+        check_all(self.hparam_rows(dataset=""), hparams)
         self.backbone = self.load_backbone()
         names = hparams.get("class_names")
         if names is None:

@@ -140,5 +140,5 @@ def test_parameter_count_of_vit_b16(monkeypatch):
 def test_wrong_values_are_named():
     with pytest.raises(InputError, match=r"bf_heads is 5; it must divide 128.* is 4\."):
         make(NAME, bf_heads=5)
-    with pytest.raises(InputError, match=r"bf_dropout is 1\.1; .* from 0 to 1"):
+    with pytest.raises(InputError, match=r"bf_dropout' is 1\.1; .* from 0 to 1"):
         make(NAME, bf_dropout=1.1)

@@ -108,7 +108,7 @@ def test_parameter_counts_of_vit_b16(monkeypatch):
     "hparams, says",
     [
         ({"prompt_depth": 5}, "prompt_depth is 5; these towers have from 1 to 4"),
-        ({"prompt_depth": 0}, "prompt_depth is 0; "),
+        ({"prompt_depth": 0}, "prompt_depth' is 0; "),
         ({"context_length": 5}, "the context are the first 1 to 4 words of 'a photo"),
     ],
 )

@@ -458,7 +458,7 @@ def test_parameter_counts_of_vit_b16(name, hparams, count, monkeypatch):
 @pytest.mark.parametrize(
     "name, hparams, says",
     [
-        ("Head2Toe", {"h2t_frac": 1.5}, "keeps 11328 of 7552 .* keep from one"),
+        ("Head2Toe", {"h2t_frac": 1.5}, "h2t_frac' is 1.5; .* from 0 to 1"),
         ("Head2Toe", {"h2t_frac": 1e-6}, "which keeps 0 of 7552 features"),
     ],
 )

@@ -437,7 +437,7 @@ def test_parameter_counts_of_vit_b16(name, hparams, count, monkeypatch):
         ),
         ("SHERL", {"sherl_reduction": 0}, "sherl_reduction is 0; .* divide 128.* 1."),
         ("SHERL", {"sherl_form": "lat"}, "sherl_form: 'lat'.*Did you mean 'late'"),
-        ("SHERL", {"sherl_dropout": 2.0}, "sherl_dropout is 2.0; .*from 0 to 1"),
+        ("SHERL", {"sherl_dropout": 2.0}, "sherl_dropout' is 2.0; .*from 0 to 1"),
         ("LST", {"lst_reduction": 48}, "lst_reduction is 48; it must divide 64.* 32."),
         ("LST", {"lst_drop": [3, 8]}, "lst_drop names layer 8; .* layers 0 to 7"),
     ],

@@ -82,12 +82,25 @@ class CLIPBackbone(nn.Module):
         self.model = model.float().eval().requires_grad_(False)
         self.normalize: Normalize = preprocess.transforms[-1]
         self.resolution: int = model.visual.input_resolution
+        self.read: dict[str, int] = {}  # `places_of` the weights that `read_clip` read
         self.register_load_state_dict_post_hook(forgive_missing_weights)
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """16 hex digits that name the weights, and the activation if it is GELU."""
-        return fingerprint_of(self.model.state_dict()) + activation_of(self.model)
+        """16 hex digits that name the weights, and the activation if it is GELU.
+
+        Of a file's weights, all of them as they were read, a process before may have
+        left it.
+        """
+
+        def make() -> np.ndarray:
+            weights = self.model.state_dict()
+            return np.array(fingerprint_of(weights) + activation_of(self.model))
+
+        source = getattr(self.model, "source", None)
+        if source and places_of(self.model) == self.read:
+            return str(kept(make, source))
+        return str(make())
 
     @functools.cached_property
     def pretrained(self) -> str:
@@ -252,27 +265,26 @@ def fingerprint_of(weights: dict[str, torch.Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
-@functools.lru_cache(maxsize=1)
-def fingerprint_of_clip(model: CLIP, name: str) -> str:
-    """A backbone's of that model, which `read_clip` has read under that name.
+def places_of(model: nn.Module) -> dict[str, int]:
+    """Where its weights lie in memory, by name."""
+    return {name: weight.data_ptr() for name, weight in model.state_dict().items()}
 
-    Of a file that is as it was it is read, too.
+
+def source_of(name: str) -> list[Any] | None:
+    """What tells a file's CLIP from others without a look at its weights.
+
+    None of a name whose file is not where it should be.
     """
-
-    def make() -> np.ndarray:
-        return np.array(fingerprint_of(model.state_dict()) + activation_of(model))
-
-    file = path_of(name)
+    file, activation = path_of(name), name.partition("+")[2]
     if not file.exists():  # a name of OpenAI's
         url = openai_clip.clip._MODELS.get(name.partition("+")[0], "")
         file = DOWNLOADS / Path(url).name
     try:
         file = file_in(file)
         facts = file.stat()
-    except (OSError, InputError):  # it is somewhere else
-        return str(make())
-    state = [str(file.resolve()), facts.st_size, facts.st_mtime_ns]
-    return str(kept(make, [name.partition("+")[2], *state]))
+    except (OSError, InputError):
+        return None
+    return [activation, str(file.resolve()), facts.st_size, facts.st_mtime_ns]
 
 
 def cpu_name() -> str:
@@ -381,6 +393,7 @@ def read_clip(name: str) -> tuple[CLIP, Compose]:
         model = from_file(path) if path.exists() else from_openai(name)
     if activation:
         use_gelu(model)
+    model.source = source_of(name)
     return model, openai_clip.clip._transform(model.visual.input_resolution)
 
 
@@ -469,7 +482,7 @@ def load_clip(name: str) -> CLIPBackbone:
     model, preprocess = read_clip(name)
     weights = {id(w): nn.Parameter(w.data, False) for w in model.parameters()}
     backbone = CLIPBackbone(copy.deepcopy(model, weights), preprocess)
-    backbone.fingerprint = fingerprint_of_clip(model, name)
+    backbone.read = places_of(backbone.model)
     return backbone
 
 

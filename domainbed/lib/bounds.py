@@ -63,3 +63,9 @@ def check_bounds(name: str, value: Any, row: Row) -> None:
         allowed = f"from {bounds.least} to {bounds.most}"
     allowed = allowed if bounds.least > -math.inf else "a finite number"
     raise InputError(f"hyperparameter {name!r} is {value}; it must be {allowed}.")
+
+
+def check_all(rows: dict[str, Row], values: dict[str, Any]) -> None:
+    """InputError for the first of the rows' values that is outside of its bounds."""
+    for name in [name for name in rows if name in values]:
+        check_bounds(name, values[name], rows[name])

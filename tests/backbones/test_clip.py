@@ -127,6 +127,15 @@ def test_texts_are_kept_with_the_same_bits_and_fingerprints_of_the_file(
     assert not torch.equal(rounded, expected)
 
 
+def test_a_changed_tower_has_a_fingerprint_and_texts_of_its_own(emoji):
+    whole = emoji.kept_text_layers(PROMPTS)
+    shorter = backbones.load_clip("emoji")
+    del shorter.model.transformer.resblocks[-1]
+    assert shorter.fingerprint != emoji.fingerprint
+    assert torch.equal(shorter.kept_text_layers(PROMPTS)[:, 0], whole[:, 0])
+    assert shorter.kept_text_layers(PROMPTS).shape[1] == whole.shape[1] - 1
+
+
 def test_a_state_dict_holds_the_fingerprint_only(emoji, tmp_path):
     state = emoji.state_dict()
     assert list(state.values()) == [emoji.fingerprint]
