@@ -123,7 +123,7 @@ class CLIPAlgorithm(Algorithm):
     def __init__(self, input_shape, num_classes, num_domains, hparams):
         super().__init__(input_shape, num_classes, num_domains, hparams)
         self.num_domains = num_domains
-        check_all(self.hparam_rows(dataset=""), hparams)
+        check_all(type(self).hparam_rows(""), hparams)
         self.backbone = self.load_backbone()
         names = hparams.get("class_names")
         if names is None:

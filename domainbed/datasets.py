@@ -70,7 +70,7 @@ def remember(name: str, environments: Sequence[str]) -> None:
     tasks = (*MultipleDomainDataset.TASKS, "few_shot")
     facts = {"ENVIRONMENTS": tuple(environments), "TASKS": tasks}
     facts |= {"TEMPLATE": "", "AUGMENT": False}  # asked of datasets of few-shot runs
-    AWAY[name] = type(name, (MultipleDomainDataset,), facts)
+    AWAY[name] = type("Away", (MultipleDomainDataset,), facts)
 
 
 def num_environments(name: str) -> int:

@@ -100,7 +100,10 @@ def as_json(words: list[str] | None) -> str | None:
     if words is None:
         return None
     if len(words) == 1 and words[0].startswith("@"):
-        text = read_text(words[0][1:])
+        try:
+            text = read_text(words[0][1:])
+        except InputError as error:
+            raise InputError(f"--hparams {words[0]}: {error}") from error
         return json.dumps(parse_hparams(text))
     pairs = [word.partition("=") for word in words]
     if any(not equals or name.startswith("{") for name, equals, _ in pairs):
