@@ -61,7 +61,7 @@ class RunInputs:
         frozen = get_algorithm_class(self.args.algorithm).TAKES_FEATURES
         frozen = frozen and self.hparams["clip_transform"]
         if (frozen or self.input != "images") and not self.args.no_feature_store:
-            load_clip(self.hparams["clip_backbone"])
+            _ = load_clip(self.hparams["clip_backbone"]).fingerprint  # which is kept
             for environment in self.dataset:
                 if isinstance(environment, datasets.ImageEnvironment):
                     digest_files(environment, self.args.strict_fingerprint)

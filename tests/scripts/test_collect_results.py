@@ -1,5 +1,6 @@
 """The tables, byte for byte, and what is said of folders that have none."""
 
+import functools
 import io
 import json
 import re
@@ -7,11 +8,18 @@ import shutil
 
 import pandas as pd
 import pytest
-from helpers import CONTRACT, make_image_folder, unpacked_sweep
+from helpers import (
+    CONTRACT,
+    make_image_folder,
+    status_of,
+    unpacked_sweep,
+    write_run,
+)
 
 from domainbed import datasets
 from domainbed.scripts import collect_results, list_top_hparams
 
+run_main = functools.partial(status_of, collect_results.main)
 ERM_ON_PACS = ["--dataset", "PACS", "--algorithm", "ERM", "--test_env", "1"]
 
 
@@ -60,23 +68,6 @@ def test_a_tables_columns_are_those_of_its_rows(capsys):
         "R2          3           4.2        ",
     ]
     assert table == [["1", 2], ["3", 4.25]]  # as it was given
-
-
-def write_run(folder, name, **args):
-    args = {
-        "trial_seed": 0,
-        "dataset": "PACS",
-        "algorithm": "ERM",
-        "hparams_seed": 0,
-        "test_envs": [0],
-        "holdout_fraction": 0.2,
-        "output_dir": name,
-    } | args
-    accs = {f"env{i}_{part}_acc": 0.5 for i in range(4) for part in ("in", "out")}
-    (folder / name).mkdir(parents=True, exist_ok=True)
-    record = {"step": 0, "args": args, "hparams": {}, **accs}
-    with open(folder / name / "results.jsonl", "a") as file:
-        file.write(json.dumps(record | args.pop("more", {})) + "\n")
 
 
 def rows(text, title):
@@ -217,15 +208,6 @@ def test_auto_lr_merges_runs_that_differ_in_their_split(tmp_path, capsys):
     assert "oracle" not in out
 
 
-def run_main(*argv):
-    """Exit status, 0 if it returned."""
-    try:
-        collect_results.main([*map(str, argv)])
-    except SystemExit as ended:
-        return ended.code
-    return 0
-
-
 @pytest.mark.parametrize("form", ["csv", "json", "markdown", "html", "paper"])
 def test_every_format_says_what_the_text_says(form, tmp_path, capsys):
     folder = unpacked_sweep("sweep_pairs", tmp_path)
@@ -319,45 +301,6 @@ def test_output_takes_what_would_be_printed(tmp_path, capsys):
         assert run_main("--input_dir", tmp_path / "sweep", "--output", wrong) == 2
         assert f"--output {wrong} cannot be written" in capsys.readouterr().err
     assert {path.name for path in tmp_path.iterdir()} == {"sweep", "t"}
-
-
-def test_published_figures_stand_below_a_rule(tmp_path, capsys):
-    write_run(tmp_path / "sweep", "run")
-    file = tmp_path / "theirs.csv"
-    file.write_text("method,PACS,VLCS,source\nLFA,96.1,80,their paper\nProbe,,70,\n")
-    flags = (
-        "--input_dir",
-        tmp_path / "sweep",
-        "--selection",
-        "iid",
-        "--baseline",
-        file,
-    )
-    assert run_main(*flags) == 0
-    averages = capsys.readouterr().out.split("-------- Averages")[1]
-    rows = [line.split("  ") for line in averages.splitlines()[1:]]
-    found = [[cell.strip() for cell in row if cell.strip()] for row in rows]
-    assert found == [
-        ["Algorithm", "PACS", "Avg"],
-        ["ERM", "50.0 +/- 0.0", "50.0"],
-        ["-" * 25] * 3,
-        ["LFA", "96.1"],
-    ]
-    assert run_main(*flags, "--latex") == 0
-    latex = capsys.readouterr().out.split("subsubsection{Averages}")[1]
-    assert latex.index("ERM") < latex.rindex("\\midrule") < latex.index("LFA")
-    assert run_main(*flags, "--format", "csv") == 0
-    rows = pd.read_csv(io.StringIO(capsys.readouterr().out))
-    assert rows["source"].tolist() == ["this sweep", "their paper"]
-    file.write_text("method,VLCS\nLFA,80\n")
-    assert run_main(*flags) == 2
-    assert "has no figures for PACS" in capsys.readouterr().err
-    assert run_main(*flags[:4], "--baseline", "clip_vit_b16") == 0
-    assert "SBGen" in capsys.readouterr().out
-    assert run_main(*flags[:4], "--baseline", "clip_vit_b32") == 2
-    said = capsys.readouterr().err
-    assert "there is no file clip_vit_b32; what ships with the package is" in said
-    assert "Did you mean 'clip_vit_b16'?" in said
 
 
 def test_an_environment_that_the_dataset_has_not_is_named(tmp_path, capsys):
@@ -461,65 +404,3 @@ def test_a_mean_has_the_error_of_the_mean():
     assert text == "25.0 +/- 5.6"
     assert collect_results.format_mean([0.5], latex=True)[2] == "50.0 $\\pm$ 0.0"
     assert collect_results.format_mean([], latex=True) == (None, None, "X")
-
-
-def test_rows_of_another_protocol_are_not_ranked_in_any_format(tmp_path, capsys):
-    for name in ("LFA", "MIRO", "CLIPAdapter", "LinearERM"):
-        for env in range(4):
-            folder = tmp_path / f"{name}{env}"
-            own = {"clip_backbone": "ViT-B/16"}
-            args = {"algorithm": name, "test_envs": [env]}
-            write_run(tmp_path, folder.name, more={"hparams": own}, **args)
-            about = {"args": {"dataset": "PACS", "trial_seed": 0, "test_envs": [env]}}
-            about |= {"versions": {"torch": "2", "domainbed": "1"}, "git": None}
-            about |= {"device": "cpu", "dataset": "d", "split": f"s{env}"}
-            about |= {"backbone": ("e" if name == "LFA" else "f") * 16}
-            (folder / "run.json").write_text(json.dumps(about))
-    why = "LFA (backbone CLIP ViT-B/16 eeeeeeee); what is ranked has backbone CLIP"
-    for form in ("--paper", "--format markdown", "--format html"):
-        flags = ["--selection", "iid", *form.split()]
-        assert run_main("--input_dir", tmp_path, *flags, "--quiet") == 0
-        text = capsys.readouterr().out.replace("**", "")
-        assert why in text, form
-    assert run_main("--input_dir", tmp_path, *flags[:2], "--format", "csv") == 0
-    rows = pd.read_csv(io.StringIO(capsys.readouterr().out))
-    digests = rows.groupby("algorithm")["protocol_digest"].unique().map(list)
-    assert digests["MIRO"] == digests["LinearERM"] != digests["LFA"]
-
-
-def test_a_reference_brings_differences_beside_each_table(tmp_path, capsys):
-    for name, accs in {"LFA": (0.5, 0.75), "MIRO": (0.25, 1.0)}.items():
-        for trial, acc in enumerate(accs):
-            for env in range(4):
-                own = {f"env{env}_in_acc": acc}
-                args = {"algorithm": name, "test_envs": [env], "trial_seed": trial}
-                write_run(tmp_path / "s", f"{name}{env}{trial}", more=own, **args)
-    flags = ["--input_dir", tmp_path / "s", "--selection", "iid"]
-    assert run_main(*flags) == 0
-    plain = capsys.readouterr().out
-    assert run_main(*flags, "--reference", "LFA") == 0
-    text = capsys.readouterr().out
-    kept = [block for block in text.split("\n\n") if ", less LFA" not in block]
-    assert "\n\n".join(kept).strip() == plain.strip()
-    table = text.split("-------- Dataset: PACS, less LFA, model selection")[1]
-    row = table.splitlines()[2].split("  ")
-    cells = [cell.strip() for cell in row if cell.strip()]
-    assert cells == ["MIRO", *["0.0 +/- 17.7"] * 4, "0.0"]  # of -25 and 25
-    assert "-------- Averages, less LFA" in text
-    for form in ("markdown", "html"):
-        assert run_main(*flags, "--reference", "LFA", "--format", form) == 0
-        text = capsys.readouterr().out
-        assert "PACS, less LFA" in text
-        assert "+0.0 ± 17.7" in text
-    assert run_main(*flags, "--reference", "LFA", "--paper") == 0
-    text = capsys.readouterr().out.split("less LFA")[1]
-    assert "Differences to LFA in points, trial by trial" in text
-    assert "textbf" not in text
-    assert run_main(*flags, "--reference", "LFA", "--format", "csv") == 0
-    rows = pd.read_csv(io.StringIO(capsys.readouterr().out)).set_index("algorithm")
-    assert rows.loc["MIRO", "difference_error"].round(1).tolist() == [17.7] * 5
-    assert rows.loc["LFA", "difference"].tolist() == [0.0] * 5
-    assert run_main(*flags, "--latex", "--reference", "LFA") == 0
-    assert "\\subsubsection{PACS, less LFA}" in capsys.readouterr().out
-    assert run_main(*flags, "--reference", "MIRA") == 2
-    assert "Did you mean 'MIRO'?" in capsys.readouterr().err

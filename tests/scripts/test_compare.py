@@ -1,13 +1,17 @@
 """Chosen runs are compared image by image, and what cannot be compared is named."""
 
+import functools
 import json
 import shutil
 
 import numpy as np
 import pytest
+from helpers import status_of
 
 from domainbed.runs import predictions
 from domainbed.scripts import compare
+
+run_main = functools.partial(status_of, compare.main)
 
 
 def write_run(folder, algorithm, env, trial, right, step=5, data="d", labels=None):
@@ -44,14 +48,6 @@ def sweep(tmp_path):
                 folder = tmp_path / "sweep" / f"{algorithm}{env}{trial}"
                 write_run(folder, algorithm, env, trial, r.random(400) < accuracy)
     return tmp_path / "sweep"
-
-
-def run_main(*argv):
-    try:
-        compare.main([*map(str, argv)])
-    except SystemExit as ended:
-        return ended.code
-    return 0
 
 
 def test_every_pair_is_compared(sweep, capsys):
