@@ -20,7 +20,6 @@ import sys
 import tempfile
 import time
 import warnings
-from multiprocessing.context import BaseContext
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +29,7 @@ from domainbed import datasets, training
 from domainbed.backbones import load_clip
 from domainbed.features.entries import key_of
 from domainbed.features.store import describe
-from domainbed.launchers import pool
+from domainbed.launchers import forks
 from domainbed.scripts import train
 
 DOMAINS = ("clip", "info", "paint", "quick", "real", "sketch")
@@ -110,17 +109,14 @@ def alone(argv: list[str], to: Path) -> dict[str, float]:
     return json.loads(to.read_text())
 
 
-def in_pool(context: BaseContext, argvs: list[list[str]], folder: Path) -> list[dict]:
+def in_pool(argvs: list[list[str]], folder: Path) -> list[dict]:
     """Children of `pool`, all at once."""
     folder.mkdir()
     children = []
     for i, argv in enumerate(argvs):
         args = (argv, time.time(), str(folder / str(i)), len(argvs))
-        children.append(context.Process(target=first_step, args=args))
-        children[-1].start()
-    for child in children:
-        child.join()
-        assert not child.exitcode
+        children.append(forks.start(first_step, *args))
+    assert not any(map(forks.wait, children))
     return [json.loads((folder / str(i)).read_text()) for i in range(len(argvs))]
 
 
@@ -159,13 +155,12 @@ def main(argv: list[str] | None = None) -> None:
         result["load_average"] = round(os.getloadavg()[0], 1)
         result["alone"] = [alone(flags(i), folder / f"alone{i}") for i in range(2)]
         command = ["python", "-m", "domainbed.scripts.train", *flags(2)]
-        context = multiprocessing.get_context("forkserver")
-        pool.start_server(context, [shlex.join(command)])
+        forks.start_server([shlex.join(command)])
         result["pool"] = [
-            in_pool(context, [flags(2 + i)], folder / f"pool{i}")[0] for i in range(3)
+            in_pool([flags(2 + i)], folder / f"pool{i}")[0] for i in range(3)
         ]
         siblings = [flags(8 + i) for i in range(args.siblings)]
-        result["siblings"] = in_pool(context, siblings, folder / "siblings")
+        result["siblings"] = in_pool(siblings, folder / "siblings")
     report(result, args.output)
 
 

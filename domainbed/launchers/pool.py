@@ -1,27 +1,18 @@
-"""Runs in children of one process that has imported and read what they all need."""
+"""Runs at a time on one machine, each in a process that begins with all ready."""
 
 import contextlib
-import importlib
-import itertools
-import multiprocessing
 import os
-import shlex
 import signal
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from multiprocessing import forkserver
-from multiprocessing.context import BaseContext
 
+from domainbed.launchers import forks
 from domainbed.launchers.local import run_command, visible_gpus
 from domainbed.lib import misc
 from domainbed.lib.memory import free_bytes
 
-TRAIN = ["python", "-m", "domainbed.scripts.train"]
-WARM = "domainbed.launchers.warm"
-FIRST = "DOMAINBED_FIRST_RUNS"  # the variable that tells it commands, one a line
-LONGEST = 100_000  # characters of a variable; Linux allows a few more
 RUN = 2**30  # bytes that a run is taken to need; one that needs more is tried alone
 
 
@@ -37,21 +28,18 @@ def pool_launcher(commands: list[str], jobs: int | None = None) -> list[int]:
     gpus = visible_gpus()
     if jobs is None:
         jobs = at_once(len(gpus))
-    slots, context = Slots(gpus), multiprocessing.get_context("forkserver")
-    start_server(context, commands)
+    slots = Slots(gpus)
+    if any(map(forks.is_train, commands)):
+        forks.start_server(commands)
 
     def run(command: str) -> tuple[int, bool]:
         """Its exit status, and whether the machine ran out of memory meanwhile."""
         before = out_of_memory_kills()
         with slots.one() as gpu:
-            if not is_train(command):
-                status = run_command(command, **gpu)
+            if forks.is_train(command):
+                status = forks.wait(forks.start(train_here, command, gpu))
             else:
-                words = shlex.split(command)[len(TRAIN) :]
-                child = context.Process(target=train_here, args=(words, gpu))
-                child.start()
-                child.join()
-                status = child.exitcode
+                status = run_command(command, **gpu)
         killed = status in (-signal.SIGKILL, 128 + signal.SIGKILL)
         return status, killed and out_of_memory_kills() > before
 
@@ -63,33 +51,6 @@ def pool_launcher(commands: list[str], jobs: int | None = None) -> list[int]:
         run(command)[0] if killed else status
         for command, (status, killed) in zip(commands, ended, strict=True)
     ]
-
-
-def is_train(command: str) -> bool:
-    return shlex.split(command)[: len(TRAIN)] == TRAIN
-
-
-def start_server(context: BaseContext, commands: list[str]) -> None:
-    """Start what forks the runs, if there are any, made ready for one of each kind."""
-    first = of_each_kind(filter(is_train, commands))
-    if first:
-        context.set_forkserver_preload([WARM])
-        os.environ[FIRST] = "\n".join(first)
-        try:
-            forkserver.ensure_running()
-        finally:
-            del os.environ[FIRST]
-
-
-def of_each_kind(commands: Iterable[str]) -> list[str]:
-    """The first command of each dataset and algorithm, as many as there is room for."""
-    first: dict[tuple[str | None, ...], str] = {}
-    for command in commands:
-        given = dict(itertools.pairwise(shlex.split(command)))
-        first.setdefault((given.get("--dataset"), given.get("--algorithm")), command)
-    lengths = itertools.accumulate(len(command) + 1 for command in first.values())
-    room = sum(length < LONGEST for length in lengths)
-    return [*first.values()][:room]
 
 
 def at_once(n_gpus: int) -> int:
@@ -137,13 +98,12 @@ def out_of_memory_kills() -> int:
         return 0
 
 
-def train_here(argv: list[str], environment: dict[str, str]) -> None:
+def train_here(command: str, environment: dict[str, str]) -> None:
     """One run in this process; what it says stands in its out.txt and err.txt only."""
     os.environ.update(environment)
-    misc.start_processes_as_usual()
     with (
         open(os.devnull, "w") as nowhere,
         contextlib.redirect_stdout(nowhere),
         contextlib.redirect_stderr(nowhere),
     ):
-        importlib.import_module(TRAIN[-1]).main(argv)
+        forks.train(command)

@@ -17,11 +17,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterable
+from multiprocessing import connection, resource_tracker
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from domainbed.launchers import task
+from domainbed.launchers import forks, task
 from domainbed.lib import misc
 from domainbed.lib.errors import InputError, UnknownNameError
 from domainbed.lib.optional import require
@@ -141,7 +143,8 @@ class SlurmLauncher:
 
 
 class Task:
-    """What a task of an array does: its commands, one after another.
+    """What a task of an array does: its commands, one after another, each in a process
+    that begins with all ready (`warm`).
 
     Shortly before its time limit, or preempted, it lets the run it is at save its state
     and has itself requeued. Started again it passes over the runs that are done.
@@ -149,25 +152,26 @@ class Task:
 
     def __init__(self, commands: list[str]):
         self.commands = commands
-        self.child: subprocess.Popen | None = None
+        self.child: BaseProcess | None = None
         self.stopping = False
 
     def __call__(self) -> list[int]:
         """The commands' exit statuses; 0 for what is not run."""
         signal.signal(signal.SIGTERM, self.preempted)
+        # The server begins while signals wait, and never hears any. What begins before
+        # it would let SIGTERM through.
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, task.WAITING)
+        forks.start_server(c for c in self.commands if not is_done(c))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, task.WAITING)
         return [self.run(command) for command in self.commands]
 
     def run(self, command: str) -> int:
-        folder = RunFolder(output_dir(command))
-        if self.stopping or folder.state == "done":
+        if self.stopping or is_done(command):
             return 0
-        # Slurm sends its signals to all processes of a task. That of the time limit is
-        # for submitit, in this one, and would kill a run that does not ignore it.
-        shell = f"trap '' {limit_signal().name[3:]}; exec {command}"
-        environment = misc.with_own_python(os.environ)
-        self.child = subprocess.Popen(shell, shell=True, env=environment)
-        status = self.child.wait()
+        self.child = forks.start(run_here, command, limit_signal())
+        status = forks.wait(self.child)
+        folder = RunFolder(output_dir(command))
         if status and not self.stopping and folder.state in ("stale", "waiting"):
             folder.fail(status)
         return status
@@ -192,12 +196,31 @@ class Task:
     def stop(self) -> None:
         """Let the present run save its state and end; start no other."""
         self.stopping = True
-        if self.child is None or self.child.returncode is not None:
+        if self.child is None or connection.wait([self.child.sentinel], 0):
             return
-        with contextlib.suppress(ProcessLookupError, ChildProcessError):
-            self.child.send_signal(signal.SIGTERM)
-            # Not Popen.wait: a signal's handler interrupts it, with its lock held.
-            os.waitid(os.P_PID, self.child.pid, os.WEXITED | os.WNOWAIT)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.child.pid, signal.SIGTERM)
+        # Not forks.wait, which this may have interrupted: a status is read once.
+        connection.wait([self.child.sentinel])
+
+
+def run_here(command: str, limit: signal.Signals) -> None:
+    """One command in this process, a child of a task's.
+
+    Slurm sends its signals to all processes of a task. That of the time limit is for
+    submitit, in the task's own, and would kill a run that does not ignore it.
+    """
+    signal.signal(limit, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, task.WAITING)
+    if forks.is_train(command):
+        forks.train(command)
+    else:
+        shell = ["sh", "-c", f"exec {command}"]
+        os.execvpe(shell[0], shell, misc.with_own_python(os.environ))
+
+
+def is_done(command: str) -> bool:
+    return RunFolder(output_dir(command)).state == "done"
 
 
 def parse_options(pairs: Iterable[str]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Imported by the process whose children a pool's runs are: what all begin with.
+"""Imported by the process whose children runs are (`forks`): what all begin with.
 
 The modules, the commit, the frozen CLIP, what a look at all images of a dataset finds:
 read for one run of each kind and kept by `lib/once.py`. None of it uses the GPU or
@@ -19,7 +19,7 @@ from domainbed import flags
 from domainbed.arguments import resolve_hparams
 from domainbed.backbones import read_clip
 from domainbed.inputs import RunInputs
-from domainbed.launchers.pool import FIRST, TRAIN
+from domainbed.launchers.forks import FIRST, TRAIN
 from domainbed.lib import once
 from domainbed.runs import provenance
 from domainbed.tasks import get_task

@@ -1,8 +1,5 @@
 """The launcher pool: which GPU a job gets, how many run at once, and memory."""
 
-import os
-import subprocess
-import sys
 import threading
 
 import psutil
@@ -112,32 +109,6 @@ def test_the_clip_is_read_once_for_all_runs_that_use_one(flags, reads, monkeypat
     monkeypatch.setattr(warm, "read_clip", read.append)
     warm.read_tower(["--dataset", "EmojiDG", *flags])
     assert read == reads
-
-
-IN_A_CHILD = """
-import multiprocessing, os
-from domainbed.launchers import pool
-run = "import os, torch; from domainbed.backbones import read_clip as read; " \
-    "os._exit(10 * read.cache_info().currsize + torch.get_num_threads())"
-context = multiprocessing.get_context("forkserver")
-pool.start_server(context, ["true", os.environ["RUN"]])
-child = context.Process(target=exec, args=(run,))
-child.start()
-child.join()
-print(child.exitcode, pool.FIRST in os.environ)
-"""
-
-
-def test_a_run_starts_with_what_the_server_has_read():
-    """And with one thread: those of a process are not in its children."""
-    run = "python -m domainbed.scripts.train --dataset EmojiDG --algorithm LFA"
-    ended = subprocess.run(
-        [sys.executable, "-c", IN_A_CHILD],
-        env=os.environ | {"RUN": run, "OMP_NUM_THREADS": "2"},
-        capture_output=True,
-        text=True,
-    )
-    assert ended.stdout == "11 False\n", ended.stderr
 
 
 def test_a_run_that_cannot_be_says_so_itself(monkeypatch, capsys):

@@ -9,7 +9,7 @@ from helpers import lines
 from domainbed import training
 from domainbed.features import entries
 from domainbed.inputs import RunInputs
-from domainbed.launchers import pool
+from domainbed.launchers import forks
 from domainbed.lib import once
 from domainbed.scripts import train
 
@@ -66,10 +66,10 @@ def test_a_launch_sees_the_images_as_they_were_the_next_one_as_they_are(
 def test_one_run_of_each_dataset_and_algorithm_is_read_for(monkeypatch):
     kinds = [(d, a) for d in ("PACS", "VLCS") for a in ("LFA", "ERM")]
     commands = [
-        " ".join([*pool.TRAIN, "--algorithm", a, "--dataset", d, "--seed", str(seed)])
+        " ".join([*forks.TRAIN, "--algorithm", a, "--dataset", d, "--seed", str(seed)])
         for seed in range(3)
         for d, a in kinds
     ]
-    assert pool.of_each_kind(commands) == commands[:4]
-    monkeypatch.setattr(pool, "LONGEST", 2 * len(commands[0]) + 3)
-    assert pool.of_each_kind(commands) == commands[:2]
+    assert forks.of_each_kind(commands) == commands[:4]
+    monkeypatch.setattr(forks, "LONGEST", 2 * len(commands[0]) + 3)
+    assert forks.of_each_kind(commands) == commands[:2]
