@@ -23,13 +23,15 @@ from domainbed.lib.errors import UnknownNameError
 from domainbed.lib.schedules import SCHEDULES, set_learning_rate, share
 
 HEADS = ("text", "linear")
+FGVC = ("CUB200", "NABirds", "FGVCFlowers", "StanfordDogs", "FGVCCars")
 
 
 class TowerCLIP(CLIPAlgorithm):
     """Something that trains in or beside a frozen image tower, with AdamW.
 
     It takes images: of a token that is not the class token nothing is stored. The
-    papers let the learning rate rise and fall: `schedule` and `warmup_steps`.
+    papers let the learning rate rise and fall: `schedule` and `warmup_steps`, of which
+    None is a tenth of all steps.
     """
 
     TAKES_FEATURES = False
@@ -59,6 +61,8 @@ class TowerCLIP(CLIPAlgorithm):
 
     def update(self, minibatches, unlabeled=None):
         schedule, warmup = (self.hparams[name] for name in ("schedule", "warmup_steps"))
+        if warmup is None:
+            warmup = self.n_steps // 10
         if schedule != "constant" or warmup:
             at = share(schedule, self.step, self.n_steps, warmup)
             set_learning_rate(self.optimizer, self.hparams["lr"] * at)
@@ -154,6 +158,19 @@ class ARC_att(AdapterCLIP):
             "arc_dropout": between(0, 1, 0.1, lambda r: r.choice([0.0, 0.1])),
             "lr": at_least(0, 1e-3, lambda r: 10 ** r.uniform(-3.5, -2)),
             "weight_decay": at_least(0, 0.0, lambda r: r.choice([0.0, 1e-4, 1e-2])),
+        }
+
+    @classmethod
+    def few_shot_rows(cls, dataset, shots):
+        """100 epochs with warm-up, and the release's rates for VTAB-1k and FGVC."""
+        lr, decay = (1e-2, 0.0) if dataset.startswith("VTAB") else (1e-3, 0.0)
+        if dataset in FGVC:
+            lr, decay = 5e-3, 1e-2
+        return super().few_shot_rows(dataset, shots) | {
+            "lr": at_least(0, lr),
+            "weight_decay": at_least(0, decay),
+            "schedule": ("cosine", None),
+            "warmup_steps": at_least(0, None),  # a tenth of all
         }
 
     def build(self):

@@ -32,6 +32,12 @@ class ClassifierCLIP(CLIPAlgorithm):
             "weight_decay": at_least(0, 0.0, lambda r: 10 ** r.uniform(-6, -2))
         }
 
+    @classmethod
+    def few_shot_rows(cls, dataset, shots):
+        rows = super().few_shot_rows(dataset, shots)
+        del rows["momentum"]
+        return rows
+
     def build(self):
         width = self.backbone.image_projection.shape[1]
         self.classifier = nn.Linear(width, self.num_classes)

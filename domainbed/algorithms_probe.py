@@ -51,6 +51,11 @@ class ProbeCLIP(ClassifierCLIP):
             "weight_decay": at_least(0, 0.0),
         }
 
+    @classmethod
+    def few_shot_rows(cls, dataset, shots):
+        rows = super().few_shot_rows(dataset, shots)
+        return {name: rows[name] for name in ("batch_size", "epochs", "schedule")}
+
 
 @register
 class Head2ToeLinear(ProbeCLIP):
@@ -122,7 +127,8 @@ class Head2Toe(ProbeCLIP):
     vector, and pays `h2t_lasso` |w_i| for the weights w_i of feature i (group
     lasso). Then the share `h2t_frac` of largest |w_i| is `kept`, and
     `classifier` learns from these alone, each tap's a unit vector again; what ends
-    before answers with `probe`.
+    before answers with `probe`. Of few shots, where `h2t_select_steps` is None, it is
+    half of all updates.
     `h2t_target` is about how many features a tap gives; 0 means D, a tap's mean over
     tokens. With `h2t_finetune` a copy of the image tower trains with `classifier`:
     Head2Toe-FT.
@@ -148,6 +154,15 @@ class Head2Toe(ProbeCLIP):
             "h2t_select_steps": at_least(0, n, lambda r: r.choice([n // 2, n, 2 * n])),
             "h2t_finetune": (False, None),
             "h2t_tower_lr": at_least(0, 5e-5, lambda r: 10 ** r.uniform(-5.5, -4)),
+        }
+
+    @classmethod
+    def few_shot_rows(cls, dataset, shots):
+        return super().few_shot_rows(dataset, shots) | {
+            "batch_size": at_least(1, 128),
+            "epochs": at_least(1, 143),  # VTAB-1k's 7 batches: the release's 2 x 500
+            "schedule": ("constant", None),  # it would fall before the second head
+            "h2t_select_steps": at_least(0, None),
         }
 
     def build(self):
@@ -239,7 +254,10 @@ class Head2Toe(ProbeCLIP):
         return loss + self.hparams["h2t_lasso"] * norms.sum()
 
     def update(self, minibatches, unlabeled=None):
-        if self.updates == self.hparams["h2t_select_steps"] and not self.selected:
+        select_at = self.hparams["h2t_select_steps"]
+        if select_at is None:
+            select_at = self.n_steps // 2
+        if self.updates == select_at and not self.selected:
             self.select()
         self.updates += 1
         return super().update(minibatches, unlabeled)

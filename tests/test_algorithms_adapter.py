@@ -192,6 +192,10 @@ def test_the_rate_is_a_function_of_the_step():
         arc.update(batch)
         rates.append(arc.optimizer.param_groups[0]["lr"])
     assert rates == pytest.approx([0.005, 0.01, 0.005, 0.01])
+    tenth = make("ARC_att", schedule="cosine", warmup_steps=None, lr=0.01)
+    tenth.n_steps = 20
+    tenth.update(batch)
+    assert tenth.optimizer.param_groups[0]["lr"] == pytest.approx(0.005)
     plain = make("ARC_att", lr=0.01)
     plain.optimizer.param_groups[0]["lr"] = 0.5  # as a task that has its own rates
     plain.update(batch)

@@ -8,6 +8,7 @@ import torch
 from helpers import lines, pets
 
 from domainbed import training
+from domainbed.algorithms import get_algorithm_class
 from domainbed.features.entries import entries
 from domainbed.lib.errors import InputError
 from domainbed.lib.shots import rate, scores
@@ -70,6 +71,32 @@ def test_an_interrupted_run_ends_as_one_that_was_not(
     again()
     train.main(command(data, tmp_path / "halves", *flags, hparams=hparams))
     assert lines(tmp_path / "halves") == lines(tmp_path / "whole")
+
+
+def test_head2toe_selects_after_half_of_its_steps(data, tmp_path):
+    hparams = ["h2t_frac=0.05"]
+    run = run_of(data, tmp_path, algorithm="Head2Toe", hparams=hparams)
+    selected = []
+    for (minibatches, _), _ in zip(run.task.batches(run), range(6), strict=False):
+        run.algorithm.update(minibatches)
+        selected.append(run.algorithm.selected)
+    assert run.n_steps == 6
+    assert selected == [False] * 3 + [True] * 3
+
+
+@pytest.mark.parametrize(
+    "dataset, lr, decay",
+    [("VTABDTD", 1e-2, 0.0), ("CUB200", 5e-3, 1e-2), ("OxfordPets", 1e-3, 0.0)],
+)
+def test_arc_has_its_releases_rates_where_it_was_released(dataset, lr, decay):
+    rows = get_algorithm_class("ARC").few_shot_rows(dataset, 16)
+    assert (rows["lr"][0], rows["weight_decay"][0]) == (lr, decay)
+    assert (rows["epochs"][0], rows["batch_size"][0]) == (100, 32)
+
+
+@pytest.mark.parametrize("name", ["LinearERM", "Head2ToeLinear", "Head2Toe"])
+def test_adams_methods_have_no_momentum(name, data, tmp_path):
+    assert "momentum" not in run_of(data, tmp_path, algorithm=name).hparams
 
 
 def test_rates_and_batches_follow_the_epochs(data, tmp_path):
