@@ -2,6 +2,7 @@
 
 import copy
 import json
+import mmap
 import os
 from pathlib import Path
 
@@ -250,6 +251,24 @@ def test_memory_does_not_grow_with_the_store(photos, backbone, tmp_path):
     assert first[0].eq(1).all() and batches[0].eq(1).all() and not first[1:].any()
     assert path.stat().st_size > 7e9
     assert own_memory() - before < 2e8
+
+
+@pytest.mark.parametrize("offset", [0, 128, 5000, 300_000])
+def test_what_a_batch_asks_the_kernel_for_is_its_rows(offset, tmp_path, monkeypatch):
+    path, rng = tmp_path / "z", np.random.default_rng(0)
+    rows = rng.integers(0, 255, (40, 3, 1234), np.uint8).view(np.float16)
+    path.write_bytes(bytes(offset) + rows.tobytes())
+    z = np.memmap(path, "float16", "r", offset, rows.shape)
+    keys = np.array([0, 7, 39])
+    for key, (start, length) in zip(keys, store.pages_of(z, keys), strict=True):
+        asked = z.base[start : start + length]
+        assert start % mmap.PAGESIZE == 0
+        assert asked.endswith(rows[key].tobytes())
+        assert len(asked) < rows[key].nbytes + mmap.PAGESIZE
+    asked = []
+    monkeypatch.setattr(store, "pages_of", lambda z, keys: asked.extend(keys) or [])
+    StoredFeatures(z, range(40), range(10, 40)).gather([0, 3])
+    assert asked == [10, 13]
 
 
 def test_features_are_kept_with_the_data_where_that_can_be(tmp_path, monkeypatch):
