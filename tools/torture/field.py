@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import os
+import signal
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -84,12 +85,17 @@ class Field:
         return {kind: targets for kind, targets in found.items() if targets}
 
     def leave(self) -> int:
-        """Kill what is left of the sweep's processes; how many outlived it."""
+        """End what is left of the sweep's processes; how many outlived it.
+
+        Each writes first where it is to its host's log.
+        """
         ends = time.monotonic() + 3 * SILENCE
         while self.processes() and time.monotonic() < ends:
             time.sleep(LOOK)
         left = self.processes()
-        for process in left:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
+        for number in (signal.SIGABRT, signal.SIGKILL):
+            for process in left:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.send_signal(number)
+            time.sleep(1 if left else 0)
         return len(left)

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import faulthandler
 import multiprocessing
 import os
 import runpy
@@ -102,11 +103,11 @@ class Host(threading.Thread):
         words = [sys.executable, "-m", "domainbed.scripts.sweep", "launch"]
         words += [*self.sweep.flags, "--retry", "--skip_confirmation"]
         words += ["--command_launcher", "pool", "--jobs", "1"]
-        environment = {**os.environ, **self.variables()}
+        environment = {**os.environ, **self.variables(), "PYTHONFAULTHANDLER": "1"}
         path = filter(None, [str(LOCKS), os.environ.get("PYTHONPATH")])
         environment["PYTHONPATH"] = os.pathsep.join(path)
         named = f"hostname {self.host} && exec {shlex.join(words)}"
-        with open(self.sweep.folder / f"{self.host}.txt", "ab") as log:
+        with open(self.log, "ab") as log:
             return subprocess.Popen(
                 ["unshare", "--uts", "sh", "-c", named],
                 env=environment,
@@ -116,20 +117,28 @@ class Host(threading.Thread):
             )
 
     def start_warm(self) -> Any:
-        args = (self.host, self.sweep.flags, self.variables())
+        args = (self.host, self.sweep.flags, self.variables(), self.log)
         process = WARM.Process(target=launch_here, args=args)
         process.start()
         return process
+
+    @property
+    def log(self) -> Path:
+        """Where a process was that had to be ended, after what cold launchers said."""
+        return self.sweep.folder / f"{self.host}.txt"
 
     def variables(self) -> dict[str, str]:
         return {} if self.flock is None else {"TORTURE_FLOCK": str(self.flock)}
 
 
-def launch_here(host: str, flags: list[str], variables: dict[str, str]) -> None:
+def launch_here(
+    host: str, flags: list[str], variables: dict[str, str], log: Path
+) -> None:
     """In a process that has imported all: launch, each run in a child of it."""
     os.setsid()
     misc.start_processes_as_usual()
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    faulthandler.enable(open(log, "a"))  # noqa: SIM115
     if ctypes.CDLL(None, use_errno=True).unshare(NEW_UTS):
         raise OSError(ctypes.get_errno(), "unshare")
     socket.sethostname(host)
