@@ -58,10 +58,11 @@ class Registry:
         for module in pkgutil.iter_modules(domainbed.__path__):
             if module.name.startswith(f"{self.kind}s_"):
                 importlib.import_module(f"domainbed.{module.name}")
-        for plugin in self.plugins():
+        for plugin in self.plugins:
             plugin.load()
         self.names = self.in_order(self.names)
 
+    @functools.cached_property
     def plugins(self) -> importlib.metadata.EntryPoints:
         """The installed packages' modules."""
         return importlib.metadata.entry_points(group=f"domainbed.{self.kind}s")
@@ -77,7 +78,7 @@ class Registry:
         import of torch takes; where that has been paid, or a plug-in, which only an
         import can ask, has to be, the classes themselves are asked.
         """
-        if not self.names and not self.plugins():
+        if not self.names and not self.plugins:
             return self.declared
         self.load()
         return {
