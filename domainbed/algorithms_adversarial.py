@@ -125,7 +125,8 @@ class DANN(Featurized):
 @register
 class CDANN(DANN):
     """Features that tell no domain of a class: Li et al., 2018, "Deep Domain
-    Generalization via Conditional Invariant Adversarial Networks" (ECCV)
+    Generalization via Conditional Invariant Adversarial Networks",
+    https://openaccess.thecvf.com/content_ECCV_2018/papers/Ya_Li_Deep_Domain_Generalization_ECCV_2018_paper.pdf
 
     The discriminator is told the class, and all classes weigh the same.
     """

@@ -23,12 +23,12 @@ MOST_BETA, MOST_ALPHA = 7.0, 3.0  # of the search, in most of these configuratio
 
 @register
 class TipAdapter(ChosenOnValidation):
-    """100 f . t_c + alpha sum_i exp(-beta (1 - f . k_i)) [y_i = c]; nothing trains.
+    """Zero-shot CLIP and the support set answer together; nothing trains.
 
-    Keys k are the unit embeddings of the support set, which under domain
-    generalization has `support_shots` of each class and domain. Held-out examples
-    choose alpha and beta on a grid of 20 x 20 (`as_published`: 20 x 200, on the test
-    examples).
+    100 f . t_c + alpha sum_i exp(-beta (1 - f . k_i)) [y_i = c]. Keys k are the unit
+    embeddings of the support set, which under domain generalization has
+    `support_shots` of each class and domain. Held-out examples choose alpha and beta
+    on a grid of 20 x 20 (`as_published`: 20 x 200, on the test examples).
     """
 
     NEEDS_SUPPORT = True

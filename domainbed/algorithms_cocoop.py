@@ -1,5 +1,4 @@
 """CoCoOp: words before the class's name that move with the image.
-
 Zhou et al., 2022, https://arxiv.org/abs/2203.05557
 
 Letters: B images, C classes, N tokens, W text width, E joint embedding, n context

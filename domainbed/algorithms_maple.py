@@ -1,5 +1,4 @@
 """MaPLe: prompts learned in both of CLIP's towers, the image's made from the text's.
-
 Khattak et al., 2022, https://arxiv.org/abs/2210.03117
 
 Letters: B images, C classes, L layers, N tokens, D image width, W text width, E joint

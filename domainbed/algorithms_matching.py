@@ -43,7 +43,8 @@ class Matching(ERM):
 @register
 class MMD(Matching):
     """The maximum mean discrepancy: Li et al., 2018, "Domain Generalization with
-    Adversarial Feature Learning", CVPR; its penalty alone, without the adversary.
+    Adversarial Feature Learning", its penalty alone, without the adversary,
+    https://openaccess.thecvf.com/content_cvpr_2018/papers/Li_Domain_Generalization_With_CVPR_2018_paper.pdf
     """
 
     distance = staticmethod(gaussian_mmd)

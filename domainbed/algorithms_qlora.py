@@ -1,6 +1,6 @@
 """QLoRA on both towers of CLIP, and LFA on a CLIP that was tuned so.
 
-LFA's released code has both methods: https://github.com/MLAI-Yonsei/LFA
+QLoRACLIP: as in LFA's released code, https://github.com/MLAI-Yonsei/LFA
 
 Letters: B images, C classes, L layers, D image width, W text width.
 """

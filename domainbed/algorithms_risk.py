@@ -177,7 +177,9 @@ class IB_ERM(Annealed):
 
 @register
 class IB_IRM(IRM, IB_ERM):
-    """The penalties of IRM and IB_ERM together, from the same paper as IB_ERM."""
+    """The penalties of IRM and IB_ERM together: Ahuja et al., 2021, as IB_ERM,
+    https://arxiv.org/abs/2106.06607
+    """
 
     ANNEALED = IRM.ANNEALED | IB_ERM.ANNEALED
 

@@ -26,17 +26,25 @@ def sentence(cls: type) -> str:
 
 
 def papers(cls: type) -> str:
-    """The addresses in its docstring, else in those of what it derives from, else in
-    its module's: of the line that begins with its name, where there is one.
+    """The addresses that its docstring cites, or its module's under its name; of a
+    class that cites none, those of the nearest that it derives from and that does.
     """
-    own = [base for base in cls.__mro__ if base.__module__.startswith("domainbed")]
-    texts = [vars(base).get("__doc__") for base in own]
-    of_all = inspect.getmodule(cls).__doc__ or ""
-    titles = (f"{cls.__name__}: ", f"{sentence(cls)}: ")
-    own_lines = [line for line in of_all.splitlines() if line.startswith(titles)]
-    texts += ["".join(own_lines), of_all]
-    found = (re.findall(r"https?://[^\s,)]+", text or "") for text in texts)
+    found = (re.findall(r"https?://[^\s,)]+[^\s,).]", cites(c)) for c in cls.__mro__)
     return " ".join(next(filter(None, found), []))
+
+
+def cites(cls: type) -> str:
+    """Its docstring, and what stands in its module's behind "Name: ": the class's
+    name or the beginning of it, as "ARC: " for ARC_att, or how it calls itself.
+    """
+    own = vars(cls).get("__doc__") or ""
+    entries = re.split(r"\n\n|\n(?=\S+: )", inspect.getmodule(cls).__doc__ or "")
+    for title, _, text in (entry.partition(": ") for entry in entries):
+        if cls.__name__.startswith(title.replace("-", "")) or own.startswith(
+            f"{title}:"
+        ):
+            own += text
+    return own
 
 
 def example(cls: type, backbone: str) -> algorithms.Algorithm:

@@ -54,6 +54,23 @@ def test_every_algorithm_is_described():
         assert cited, name
 
 
+@pytest.mark.parametrize(
+    "name, paper",
+    [
+        ("SHERL", "https://arxiv.org/abs/2407.07523"),  # two lines of its module's
+        ("VQT", "https://arxiv.org/abs/2212.03220"),
+        ("ARC_att", "https://arxiv.org/abs/2310.06234"),  # by the paper's name
+        ("LPPlusPlus", "https://arxiv.org/abs/2404.02285"),  # and as LP++
+        ("T3A", "https://openreview.net/forum?id=e_yvNqkJKAW"),  # before its base's
+        ("LinearERM", "https://arxiv.org/abs/2103.00020"),  # its base's, not MIRO's
+        ("TipAdapterF", "https://arxiv.org/abs/2207.09519"),  # without the full stop
+        ("LFAonMaPLe", "https://github.com/MLAI-Yonsei/LFA"),
+    ],
+)
+def test_an_algorithm_cites_its_own_paper(name, paper):
+    assert listing.papers(algorithms.get_algorithm_class(name)) == paper
+
+
 def test_datasets_say_whether_they_are_there(capsys, pacs):
     text = printed(capsys, "datasets", "--data_dir", str(pacs))
     lines = {line.split()[0]: line for line in text.splitlines()}
