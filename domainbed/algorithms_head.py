@@ -46,6 +46,17 @@ class Probe(CLIPAlgorithm):
     def write_prompts(self, class_names, template):
         return prompts_of_all(template, class_names)
 
+    @torch.no_grad()
+    def encode_prompts(self):
+        """Make text embeddings: tau (P, C, E), not of unit length, and t (C, E), the
+        unit mean of unit ones over templates.
+        """
+        super().encode_prompts()
+        text = self.text_features[:, -1] @ self.backbone.text_projection
+        tau = text.unflatten(0, (-1, self.num_classes))
+        self.register_buffer("tau", tau, persistent=False)
+        self.register_buffer("t", unit(unit(tau).mean(0)), persistent=False)
+
     def build(self):
         self.register_buffer("supported", torch.tensor(not self.NEEDS_SUPPORT))
 
@@ -55,17 +66,6 @@ class Probe(CLIPAlgorithm):
 
     def unit_embedding(self, z: torch.Tensor) -> torch.Tensor:
         return unit(z[:, -1] @ self.backbone.image_projection)
-
-    @property
-    def tau(self) -> torch.Tensor:
-        """Text embeddings (P, C, E), not of unit length."""
-        text = self.text_features[:, -1] @ self.backbone.text_projection
-        return text.unflatten(0, (-1, self.num_classes))
-
-    @property
-    def t(self) -> torch.Tensor:
-        """Unit text embeddings (C, E), the unit mean of unit ones over templates."""
-        return unit(unit(self.tau).mean(0))
 
     def zero_shot(self, f: torch.Tensor) -> torch.Tensor:
         return self.backbone.scale * f @ self.t.T

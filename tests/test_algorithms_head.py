@@ -23,9 +23,24 @@ def make(name, n_domains=1, **hparams):
     probe = get_algorithm_class(name)((3, 48, 48), 4, n_domains, hparams | facts)
     probe.given = "all"
     probe.double()
-    if name == "CLAP":  # it was rounded to float32
-        probe.prototypes.data.copy_(probe.tau.mean(0))
+    if name in PROBES:  # these were made of what is in float32
+        tau = probe.text_features[:, -1] @ probe.backbone.text_projection
+        probe.tau, probe.t = tau[None], unit(tau)
+    if name == "CLAP":
+        probe.prototypes.data.copy_(tau)
     return probe
+
+
+def test_what_is_made_of_texts_is_made_once():
+    """Not at every step, and anew for other classes."""
+    probe, (z, _) = make("ProLIP"), batch()
+    before = probe.logits(z)
+    del probe.text_features
+    assert torch.equal(probe.logits(z), before)
+    probe.float().ask(["cat", *NAMES[1:]])
+    after, before = probe.logits(z.float()), before.float()
+    assert not torch.equal(after[:, 0], before[:, 0])
+    torch.testing.assert_close(after[:, 1:], before[:, 1:])
 
 
 def batch(counts=(3, 1, 4, 2), seed=1):

@@ -230,8 +230,11 @@ class CLIPBackbone(nn.Module):
         return self.normalize(x)
 
     def train(self, mode: bool = True) -> "CLIPBackbone":
-        """Itself, in eval mode whatever is asked: it is frozen."""
-        return super().train(False)
+        """Itself, in eval mode whatever is asked: it is frozen.
+
+        In eval mode it stays, so that a run's many changes of mode pass its modules by.
+        """
+        return super().train(False) if self.training else self
 
     def is_saved(self, name: str) -> bool:
         """Whether the state dict holds that entry: not if it is a frozen weight."""

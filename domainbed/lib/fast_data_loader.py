@@ -171,20 +171,21 @@ class FastDataLoader:
 
     def __init__(self, dataset: Dataset, batch_size: int, num_workers: int):
         self.dataset, self.batch_size = dataset, batch_size
-        self.loader = DataLoader(
-            _SeededItems(dataset),
-            batch_size,
-            sampler=[(i, seed_hash("evaluated", i)) for i in range(len(dataset))],
-            num_workers=num_workers,
-            generator=torch.Generator(),
-        )
+        self.num_workers = num_workers
 
     def __iter__(self) -> Iterator[list[torch.Tensor]]:
-        if not hasattr(self.dataset, "gather"):
-            return batches_of(self.loader)
         n, size = len(self.dataset), self.batch_size
-        starts = range(0, n, size)
-        return (self.dataset.gather(range(i, min(i + size, n))) for i in starts)
+        if hasattr(self.dataset, "gather"):
+            starts = range(0, n, size)
+            return (self.dataset.gather(range(i, min(i + size, n))) for i in starts)
+        loader = DataLoader(
+            _SeededItems(self.dataset),
+            size,
+            sampler=[(i, seed_hash("evaluated", i)) for i in range(n)],
+            num_workers=self.num_workers,
+            generator=torch.Generator(),
+        )
+        return batches_of(loader)
 
     def __len__(self) -> int:
-        return len(self.loader)
+        return -(-len(self.dataset) // self.batch_size)

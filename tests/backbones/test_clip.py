@@ -100,6 +100,13 @@ def test_backbone_stays_frozen_and_in_eval_mode(emoji):
     assert not any(p.requires_grad for p in emoji.parameters())
 
 
+def test_a_backbone_in_eval_mode_is_not_walked_again(emoji, monkeypatch):
+    emoji.train()
+    monkeypatch.setattr(torch.nn.Module, "modules", None)
+    monkeypatch.setattr(torch.nn.Module, "children", None)
+    assert emoji.train() is emoji.eval() is emoji
+
+
 def test_texts_are_kept_with_the_same_bits_and_fingerprints_of_the_file(
     tmp_path, monkeypatch
 ):

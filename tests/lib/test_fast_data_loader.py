@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset, TensorDataset
 
+from domainbed.lib import fast_data_loader
 from domainbed.lib.errors import InputError
 from domainbed.lib.fast_data_loader import (
     EpochLoader,
@@ -91,6 +92,20 @@ def test_ordered_loader_reads_every_item_once():
     data = TensorDataset(torch.arange(7))
     batches = [x.tolist() for (x,) in FastDataLoader(data, 3, 0)]
     assert batches == [[0, 1, 2], [3, 4, 5], [6]]
+
+
+def test_what_gathers_is_read_without_a_loader_of_torchs(monkeypatch):
+    """Nor is a seed made for each of its items."""
+    for name in ("DataLoader", "seed_hash"):
+        monkeypatch.setattr(fast_data_loader, name, None)
+
+    class Gathers(list):
+        def gather(self, indices):
+            return [self[i] for i in indices]
+
+    loader = FastDataLoader(Gathers("abcde"), 2, 0)
+    assert [*loader] == [["a", "b"], ["c", "d"], ["e"]]
+    assert len(loader) == 3
 
 
 def test_processes_that_cannot_start_are_said_with_the_remedy(tmp_path):
