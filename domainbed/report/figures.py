@@ -231,9 +231,13 @@ def name_heights(
 
 
 @drawn
-def over_shots(accs: pd.DataFrame, algorithms: list[str]) -> Figure:
+def over_shots(
+    accs: pd.DataFrame, algorithms: list[str], reference: str | None = None
+) -> Figure:
     """A panel per test: a method's mean accuracy over the number of shots as a line,
     at each number a bar from its lowest trial to its highest.
+
+    With a reference they are differences to it, which is at 0.
     """
     names, shots = [*dict.fromkeys(accs["environment"])], sorted(accs["shots"].unique())
     colours = {name: f"c{i % 10}" for i, name in enumerate(algorithms)}
@@ -257,8 +261,14 @@ def over_shots(accs: pd.DataFrame, algorithms: list[str]) -> Figure:
             ax.vlines(places, own["min"], own["max"], color=colour, lw=1)
         ax.set_title(short(name, 28))
         ax.set_xticks(np.log2(shots), [str(n) for n in shots])
-        ax.set_ylim(*padded(100 * here["acc"].min(), 100 * here["acc"].max()))
-        label([ax], "shots of each class", "accuracy, %")
+        low, high = 100 * here["acc"].min(), 100 * here["acc"].max()
+        what = "accuracy, %"
+        if reference is not None:
+            ax.axhline(0, color=LIGHT["muted"], lw=1, zorder=1)
+            low, high = min(low, 0), max(high, 0)
+            what = f"less {short(reference)}, points"
+        ax.set_ylim(*padded(low, high))
+        label([ax], "shots of each class", what)
         name_heights(ax, 100 * means.ffill().iloc[-1].dropna(), colours)
     return figure
 

@@ -25,8 +25,8 @@ from domainbed.report.coverage import STATES, coverage_block, read_runs, unknown
 from domainbed.report.many import with_ranks
 from domainbed.report.parts import Block, Part, differences, plural, summary
 from domainbed.report.svg import PALETTE
-from domainbed.tables import few_shot as tables
 from domainbed.tables import frames, protocol
+from domainbed.tables.few_shot_records import METHODS, accuracies, protocols
 from domainbed.tables.ties import ties
 
 Methods = Sequence[type[SelectionMethod]]
@@ -55,13 +55,11 @@ def make_report(
             "sweep's output_dir."
         )
     if is_few_shot(records, runs):
-        if reference is not None:
-            raise InputError("--reference is not of few-shot runs.")
         names = frames.in_order(present, datasets.of_task("few_shot"))
-        content = of_few_shots(records, runs, names, output.parent)
+        content = of_few_shots(loaded, made, runs, names, reference, output.parent)
     else:
-        if reference is not None:
-            frames.check_reference(records, reference)
+        known = records.select("args.algorithm").unique()
+        frames.check_reference(reference, known)
         names = frames.in_order(present, datasets.DATASETS)
         rows = protocol.of_rows(loaded, made)
         content = of_domains(
@@ -97,13 +95,29 @@ def is_few_shot(records: Q, runs: pd.DataFrame) -> bool:
 
 
 def of_few_shots(
-    records: Q, runs: pd.DataFrame, names: list[str], root: Path
+    loaded: list[tuple[Path, Q]],
+    made: dict[Path, protocol.Facts],
+    runs: pd.DataFrame,
+    names: list[str],
+    reference: str | None,
+    root: Path,
 ) -> dict[str, Any]:
     """What a page of few-shot runs has of its own."""
-    chosen = {m: tables.accuracies(records, m) for m in tables.METHODS}
+    records = reporting.records_of(loaded)
+    chosen = [
+        few_shot.Chosen(
+            method,
+            accuracies(records, method),
+            protocols(loaded, made, method),
+            reference,
+        )
+        for method in METHODS
+    ]
+    known = (name for own in chosen for name in own.names)
+    frames.check_reference(reference, [*dict.fromkeys(known)])
     sections = [(name, few_shot.section(name, chosen, runs, root)) for name in names]
     return {
-        "methods": [method.name for method in chosen],
+        "methods": [own.method.name for own in chosen],
         "overview": few_shot.overview(chosen),
         "sections": sections,
     }

@@ -22,12 +22,20 @@ from domainbed.lib.query import Q
 from domainbed.lib.reporting import printable
 from domainbed.model_selection import environments as keys_of
 from domainbed.names import algorithm_names
-from domainbed.tables import few_shot, formats, frames, paper, protocol, published
+from domainbed.tables import (
+    few_shot,
+    few_shot_records,
+    formats,
+    frames,
+    paper,
+    protocol,
+    published,
+)
 from domainbed.tables.few_shot_text import print_few_shot_tables
 from domainbed.tables.formats import WideTable
 from domainbed.tables.paper import escape
 from domainbed.tables.text import format_mean, print_results_tables, print_table
-from domainbed.tables.ties import Ties, ties
+from domainbed.tables.ties import ties
 
 __all__ = ["format_mean", "main", "print_table"]  # the contract's names
 
@@ -39,7 +47,7 @@ SELECTIONS = {
     "auto_lr": model_selection.IIDAutoLRAccuracySelectionMethod,
     "last_epoch": model_selection.LastEpochSelectionMethod,
 }
-OF_FEW_SHOTS = [n for n, method in SELECTIONS.items() if method in few_shot.METHODS]
+OF_FEW_SHOTS = [n for n in SELECTIONS if SELECTIONS[n] in few_shot_records.METHODS]
 SELECTION_METHODS = tuple(SELECTIONS[n] for n in ("iid", "leave_one_out", "oracle"))
 REFERENCE = (
     "an algorithm: beside each table the differences to it, such as ZeroShotCLIP"
@@ -245,14 +253,19 @@ def below(
     return published.chosen_as(theirs, method.name, names)
 
 
-def few_shot_tables(records: Q, args: argparse.Namespace) -> str:
+def few_shot_tables(
+    runs: list[tuple[Path, Q]],
+    records: Q,
+    made: dict[Path, protocol.Facts],
+    args: argparse.Namespace,
+) -> str:
     """The tables of few-shot runs; InputError if they are mixed with other runs."""
-    if not all(map(few_shot.is_few_shot, records)):
+    if not all(map(few_shot_records.is_few_shot, records)):
         raise InputError(
             "few-shot runs stand beside others in --input_dir; give each their own."
         )
-    (method,) = selection_methods(args.selection or few_shot.METHODS[0].name)
-    if method not in few_shot.METHODS:
+    (method,) = selection_methods(args.selection or few_shot_records.METHODS[0].name)
+    if method not in few_shot_records.METHODS:
         raise InputError(
             f"few-shot runs are chosen by {' or '.join(OF_FEW_SHOTS)}, not by "
             f"{args.selection}."
@@ -261,13 +274,13 @@ def few_shot_tables(records: Q, args: argparse.Namespace) -> str:
         raise InputError(
             "few-shot runs have no tables in the format paper; --latex has them."
         )
-    if args.reference is not None:
-        raise InputError("--reference is not of few-shot runs.")
-    accs = few_shot.accuracies(records, method)
+    accs = few_shot_records.accuracies(records, method)
     if accs.empty:
         raise InputError(f"no run has the accuracies that {method.name} needs.")
     theirs = published.few_shots(baseline_file(args)) if args.baseline else None
-    found = [*few_shot.tables(accs, theirs)]
+    frames.check_reference(args.reference, accs["algorithm"].unique().tolist())
+    rows = few_shot_records.protocols(runs, made, method)
+    found = [*few_shot.tables(accs, rows, theirs, args.reference)]
     if theirs is not None and not any(map(has_published, found)):
         raise InputError(
             f"--baseline {args.baseline} has no figures for these datasets, shots and "
@@ -278,16 +291,26 @@ def few_shot_tables(records: Q, args: argparse.Namespace) -> str:
     about = few_shot.about(accs)
     if args.format in ("markdown", "html"):
         titled = {
-            f"{table.title}, model selection: {method.name}": WideTable(
-                table.form, ties(table.accs, few_shot.apart(table.accs))
-            )
+            f"{title}, model selection: {method.name}": wide
             for table in found
+            for title, wide in few_shot_wide(table).items()
         }
         return getattr(formats, args.format)(titled, about)
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         print_few_shot_tables(found, method, about, args.format == "latex")
     return out.getvalue()
+
+
+def few_shot_wide(table: few_shot.Table) -> dict[str, WideTable]:
+    """The table with what can be told apart in it, then the differences in it."""
+    targets, apart = table.block["transfer_to"], table.apart
+    title = table.title + (f", to {targets}" if targets else "")
+    tables = {title: WideTable(table.form, ties(table.accs, apart))}
+    if len(table.others):
+        own = formats.differences(table.others, table.reference, apart)
+        tables[f"{title}, less {table.reference}"] = own
+    return tables
 
 
 def has_published(table: few_shot.Table) -> bool:
@@ -349,7 +372,7 @@ def with_facts(
     less = frames.less(accs, reference)
     keys = ["dataset", "algorithm", "environment"]
     both = pd.concat([frames.summary(less), frames.averages(less)])
-    names = {"mean": "difference", "err": "difference_error"}
+    names = frames.DIFFERENCES
     return long.merge(both[[*keys, *names]].rename(columns=names), "left", keys)
 
 
@@ -375,11 +398,8 @@ def wide_tables(
         apart = protocol.apart(rows, [*dict.fromkeys(own["dataset"])], names)
         tables[title] = WideTable(form, ties(own, apart))
         if title in less:
-            note = f"Differences to {reference} in points, trial by trial. {apart.why}"
-            note = Ties({}, note.strip(), apart)
-            tables[f"{title}, less {reference}"] = WideTable(
-                less[title], note, reference
-            )
+            own = formats.differences(less[title], reference, apart)
+            tables[f"{title}, less {reference}"] = own
     return tables
 
 
@@ -410,11 +430,11 @@ def main(argv: list[str] | None = None) -> None:
     runs = read_sweep(*args.input_dir)
     records = reporting.records_of(runs)
     frames.remember(records)
-    if any(map(few_shot.is_few_shot, records)):
-        deliver(few_shot_tables(records, args), args)
+    if any(map(few_shot_records.is_few_shot, records)):
+        made = facts_of(*args.input_dir)
+        deliver(few_shot_tables(runs, records, made, args), args)
         return
-    if args.reference is not None:
-        frames.check_reference(records, args.reference)
+    frames.check_reference(args.reference, records.select("args.algorithm").unique())
     theirs = None
     if args.baseline:
         present = frames.in_order(records.select("args.dataset"), datasets.DATASETS)

@@ -10,35 +10,33 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from domainbed import datasets
-from domainbed.datasets_few_shot import names_of_targets, names_of_tests
-from domainbed.lib.query import Q
-from domainbed.model_selection import (
-    IIDAccuracySelectionMethod,
-    LastEpochSelectionMethod,
-    SelectionMethod,
-    environments,
+from domainbed.lib import misc
+from domainbed.model_selection import SelectionMethod
+from domainbed.tables.few_shot_records import (
+    BASE,
+    BLOCK,
+    NEW,
+    TARGET,
+    TEST,
+    in_table_order,
 )
-from domainbed.names import algorithm_names
 from domainbed.tables.frames import (
     AVERAGE,
     AVERAGES,
+    DIFFERENCES,
     MEASURED,
     ROW,
-    in_order,
+    less,
     mean_of,
     pivoted,
     summary,
 )
-from domainbed.tables.protocol import AS_PUBLISHED, REMARK, TOGETHER, Apart
+from domainbed.tables.protocol import AS_PUBLISHED, REMARK, Apart, Rows, unlike
 from domainbed.tables.published import of_block
 
-BLOCK = ["classes", "shots", "drawn_from", "transfer_to"]  # what tells tables apart
-METHODS = (LastEpochSelectionMethod, IIDAccuracySelectionMethod)  # the protocol's first
 PARTS = ("mean", "err", "n")  # of a wide form
 H, OF_TARGETS = "H", "Avg of targets"
-HALVES = BASE, NEW = "base", "new"
-TEST, TARGET = "test", "target"
+HALVES = (BASE, NEW)
 # What the mean over all tests of a kind is called.
 OVER = {TEST: AVERAGE, BASE: BASE, NEW: NEW, TARGET: OF_TARGETS}
 ABOUT = (
@@ -48,12 +46,19 @@ ABOUT = (
 
 
 class Table(NamedTuple):
-    """A wide form (see `frames`) of a dataset or of AVERAGES, and its accuracies."""
+    """A wide form (see `frames`) of a dataset or of AVERAGES, and its accuracies.
+
+    `rows` are the protocols of its rows on each dataset, `less` the same wide form of
+    differences to the reference.
+    """
 
     block: dict[str, Any]
     dataset: str
     form: pd.DataFrame
     accs: pd.DataFrame
+    rows: Rows
+    reference: str | None = None
+    less: pd.DataFrame | None = None
 
     @property
     def title(self) -> str:
@@ -62,21 +67,31 @@ class Table(NamedTuple):
         about = f"{self.block['shots']} {shots}, {self.block['classes']} classes"
         return f"{self.dataset}, {about}" + (f", from {source}" if source else "")
 
+    @property
+    def apart(self) -> Apart:
+        """The rows that are not ranked with the others."""
+        return apart(self.rows, self.accs)
 
-def is_few_shot(record: dict[str, Any]) -> bool:
-    return record["args"].get("task") == "few_shot"
+    @property
+    def digests(self) -> dict[str, str]:
+        """{row: its protocol's}; over several datasets that of all their digests."""
+        own = {
+            name: [rows[name].digest for rows in self.rows.values() if name in rows]
+            for name in self.accs["algorithm"].unique()
+        }
+        return {
+            name: each[0] if len(self.rows) == 1 else misc.digest(each)
+            for name, each in own.items()
+        }
 
-
-def row_of(record: dict[str, Any]) -> str:
-    """The label of the record's row."""
-    marked = record["hparams"].get("as_published", False)
-    return record["args"]["algorithm"] + (AS_PUBLISHED if marked else "")
-
-
-def in_table_order(labels: Iterable[str]) -> list[str]:
-    """Each label of a row once."""
-    names, marks = algorithm_names(), ("", AS_PUBLISHED)
-    return in_order(labels, [name + mark for name in names for mark in marks])
+    @property
+    def others(self) -> pd.DataFrame:
+        """Of `less` the measured rows but the reference's own; none if it is None."""
+        if self.less is None:
+            return self.form[:0]
+        names = self.less.index.get_level_values("algorithm")
+        measured = self.less.index.get_level_values("source") == MEASURED
+        return self.less[measured & (names != self.reference)]
 
 
 def about(accs: pd.DataFrame) -> list[str]:
@@ -85,103 +100,80 @@ def about(accs: pd.DataFrame) -> list[str]:
     return [ABOUT, REMARK] if marked else [ABOUT]
 
 
-def apart(accs: pd.DataFrame) -> Apart:
-    """Rows that chose on test data are not ranked with others; their labels say it."""
-    names = {*accs["algorithm"]}
-    marked = frozenset(name for name in names if name.endswith(AS_PUBLISHED))
-    if not marked or marked == names:
-        return TOGETHER
-    return Apart(marked, {}, f"Rows with {AS_PUBLISHED.strip()} are not ranked.")
+def apart(rows: Rows, accs: pd.DataFrame) -> Apart:
+    """Rows of these accuracies that are not ranked; labels have AS_PUBLISHED already.
 
-
-def accuracies(records: Q, method: type[SelectionMethod]) -> pd.DataFrame:
-    """What the method chose: a row per block, dataset, row, test and trial.
-
-    Columns BLOCK, dataset, algorithm (the row's label), test_env, environment, kind
-    (see OVER), trial_seed, acc; in the order of the tables.
+    `rows` are of each place that the table is over.
     """
-    rows = []
-    for (*block, dataset, label, trial), own in records.group(cell_of):
-        draws = method.hparams_accs(own.map(of_one_test))
-        if draws:
-            _, record = method.chosen(draws[0][1])
-            for env, (name, kind) in tests_of(record).items():
-                acc = float(record[f"env{env}_in_acc"])
-                rows.append((*block, dataset, label, env, name, kind, trial, acc))
-    columns = ["dataset", "algorithm", "test_env", "environment", "kind", "trial_seed"]
-    frame = pd.DataFrame(rows, columns=[*BLOCK, *columns, "acc"])
-    places = {
-        "dataset": in_order(frame["dataset"], datasets.of_task("few_shot")),
-        "algorithm": in_table_order(frame["algorithm"]),
+    found = unlike(rows, [*rows], in_table_order(accs["algorithm"]))
+    marks = {
+        name: mark
+        for name, mark in found.marks.items()
+        if not name.endswith(AS_PUBLISHED)
     }
-    return frame.sort_values(
-        [*BLOCK, *places, "test_env", "trial_seed"],
-        key=lambda c: c.map(places[c.name].index) if c.name in places else c,
-        ignore_index=True,
-    )
+    return found._replace(marks=marks)
 
 
-def cell_of(record: dict[str, Any]) -> tuple:
-    """Its values of BLOCK, dataset, row and trial: where one draw is chosen."""
-    args = record["args"]
-    source, targets = args.get("source") or "", args.get("transfer_to") or ()
-    block = (args.get("classes", "all"), args.get("shots", 0))
-    block += (source, " ".join(targets))
-    return *block, args["dataset"], row_of(record), args["trial_seed"]
-
-
-def of_one_test(record: dict[str, Any]) -> dict[str, Any]:
-    """The record as one of its first test alone: what is chosen, is for all."""
-    args = record["args"]
-    return record | {"args": args | {"test_envs": args["test_envs"][:1]}}
-
-
-def tests_of(record: dict[str, Any]) -> dict[int, tuple[str, str]]:
-    """{environment: (name, kind)} of the tests that the record has accuracies of."""
-    args = record["args"]
-    own, targets = names_of(record)
-    halves = args.get("classes") == BASE
-    kinds = [(name, name.split(" ")[-1] if halves else TEST) for name in own]
-    kinds += [(name, TARGET) for name in targets]
-    return {
-        env: pair
-        for env, pair in enumerate(kinds, start=1)
-        if f"env{env}_in_acc" in record
-    }
-
-
-def names_of(record: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """What the record's own tests are called, and those that it transfers to.
-
-    A dataset of the user's own may lie elsewhere by now: its records know the names.
-    Tests of one that is not registered here have numbers.
-    """
-    args = record["args"]
-    try:
-        targets = names_of_targets(args.get("transfer_to") or ())
-        if "environments" in record:
-            return record["environments"][1 : -len(targets) or None], targets
-        return names_of_tests(args["dataset"], args.get("classes", "all")), targets
-    except (OSError, ValueError):
-        return [f"env{env}" for env in environments(record, "in") if env], []
-
-
-def tables(accs: pd.DataFrame, theirs: pd.DataFrame | None = None) -> Iterator[Table]:
+def tables(
+    accs: pd.DataFrame,
+    rows: Rows,
+    theirs: pd.DataFrame | None = None,
+    reference: str | None = None,
+) -> Iterator[Table]:
     """Every block's table of each dataset and, of several, of their averages.
 
-    Published rows stand below those that they are over the same datasets with.
+    `rows` are as `protocols` gives them. Published rows stand below those that they are
+    over the same datasets with.
     """
     for values, of_values in accs.groupby(BLOCK):
         block = dict(zip(BLOCK, values, strict=True))
-        rows = [(MEASURED, "", name) for name in dict.fromkeys(of_values["algorithm"])]
-        forms = {}
-        for dataset, own in of_values.groupby("dataset", sort=False):
-            forms[dataset] = dataset_form(own, rows)
-            form = with_published(forms[dataset], theirs, [dataset], block)
-            yield Table(block, dataset, form, own)
-        if len(forms) > 1:
-            form = with_published(averages_form(forms), theirs, [*forms], block)
-            yield Table(block, AVERAGES, form, of_values)
+        labels = [*dict.fromkeys(of_values["algorithm"])]
+        present = [*dict.fromkeys(of_values["dataset"])]
+        averaged = [present] if len(present) > 1 else []
+        for names in [*([name] for name in present), *averaged]:
+            own = of_values[of_values["dataset"].isin(names)]
+            form = with_published(wide_form(own, labels), theirs, names, block)
+            gaps = None if reference is None else differences(own, labels, reference)
+            yield Table(
+                block,
+                names[0] if len(names) == 1 else AVERAGES,
+                form,
+                own,
+                {name: rows[(*values, name)] for name in names},
+                reference,
+                None if gaps is None else gaps.reindex_like(form),
+            )
+
+
+def wide_form(accs: pd.DataFrame, labels: list[str]) -> pd.DataFrame:
+    """A wide form of one dataset, of several that of their averages."""
+    rows = [(MEASURED, "", label) for label in labels]
+    forms = {
+        dataset: dataset_form(own, rows)
+        for dataset, own in accs.groupby("dataset", sort=False)
+    }
+    return averages_form(forms) if len(forms) > 1 else next(iter(forms.values()))
+
+
+def differences(
+    accs: pd.DataFrame, labels: list[str], reference: str
+) -> pd.DataFrame | None:
+    """The wide form of differences trial by trial; H's is that between both H.
+
+    None where the reference lacks a test.
+    """
+    gaps = less(accs, reference)
+    tests = ["dataset", "test_env"]
+    if len(gaps[tests].drop_duplicates()) < len(accs[tests].drop_duplicates()):
+        return None
+    theirs = gaps["acc_of_reference"]
+    own, other, form = (
+        wide_form(gaps.assign(acc=values), labels)
+        for values in (gaps["acc"] + theirs, theirs, gaps["acc"])
+    )
+    if H in form["mean"]:
+        form["mean", H] = own["mean", H] - other["mean", H]
+    return form
 
 
 def dataset_form(accs: pd.DataFrame, rows: list[tuple]) -> pd.DataFrame:
@@ -281,16 +273,26 @@ def published_form(rows: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
 def long_form(found: Iterable[Table], method: type[SelectionMethod]) -> pd.DataFrame:
     """The cells of all tables, a row each, as `frames.long_form`, with BLOCK's columns.
 
-    What is over several datasets has the dataset Avg.
+    What is over several datasets has the dataset Avg. Of tables with differences, these
+    stand beside.
     """
     longs = []
-    for block, dataset, form, accs in found:
+    for table in found:
+        form = table.form
+        if table.less is not None:
+            gaps = table.less.rename(columns=DIFFERENCES, level=0)
+            form = pd.concat([form, gaps[[*DIFFERENCES.values()]]], axis=1)
         long = form.stack(level=1, future_stack=True).rename_axis([*ROW, "environment"])
         long = long.reset_index().dropna(how="all", subset=["mean", "n"])
-        if dataset == AVERAGES:
-            long = long[~long["environment"].isin(accs["dataset"])]
-        selection = long["source"].eq(MEASURED).map({True: method.name, False: ""})
-        name = AVERAGE if dataset == AVERAGES else dataset
-        longs.append(long.assign(dataset=name, selection=selection, **block))
+        name = table.dataset
+        if name == AVERAGES:
+            name = AVERAGE
+            long = long[~long["environment"].isin(table.accs["dataset"])]
+        measured = long["source"] == MEASURED
+        facts = {
+            "selection": measured.map({True: method.name, False: ""}),
+            "digest": long["algorithm"].map(table.digests).where(measured, ""),
+        }
+        longs.append(long.assign(dataset=name, **facts, **table.block))
     frame = pd.concat(longs, ignore_index=True)
     return frame.astype({"err": float}).assign(n=frame["n"].fillna(0).astype(int))

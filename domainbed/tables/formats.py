@@ -8,7 +8,8 @@ from typing import NamedTuple
 import pandas as pd
 
 from domainbed.lib.reporting import printable
-from domainbed.tables.frames import MEASURED, headings
+from domainbed.tables.frames import DIFFERENCES, MEASURED, headings
+from domainbed.tables.protocol import Apart
 from domainbed.tables.ties import Ties
 
 PAGE = """<!doctype html>
@@ -32,6 +33,12 @@ class WideTable(NamedTuple):
     form: pd.DataFrame
     ties: Ties
     less: str | None = None
+
+
+def differences(form: pd.DataFrame, reference: str, apart: Apart) -> WideTable:
+    """The table of a wide form of differences to the reference."""
+    note = f"Differences to {reference} in points, trial by trial. {apart.why}"
+    return WideTable(form, Ties({}, note.strip(), apart), reference)
 
 
 def texts(
@@ -96,6 +103,7 @@ def as_records(frame: pd.DataFrame) -> pd.DataFrame:
     names = {"err": "standard_error", "n": "trials", "digest": "protocol_digest"}
     columns = ["algorithm", "environment", "selection"]
     columns += ["mean", "err", "n", "source", "protocol", "digest"]
+    columns += [*DIFFERENCES.values()]
     further = [name for name in frame if name not in ("dataset", *columns)]
     order = [name for name in ("dataset", *further, *columns) if name in frame]
     return frame[order].rename(columns=names)

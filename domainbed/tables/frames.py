@@ -21,6 +21,7 @@ AVERAGE = "Avg"  # of a dataset's environments, and of all datasets
 AVERAGES = "Averages"  # the table by dataset
 MEASURED = "this sweep"  # the source of what is not published
 ROW = ["source", "protocol", "algorithm"]  # what tells the rows of a wide table apart
+DIFFERENCES = {"mean": "difference", "err": "difference_error"}  # beside them in CSV
 
 
 def mean_of(values: Iterable[float]) -> float:
@@ -156,19 +157,20 @@ def trial_means(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["dataset", "algorithm", "trial_seed", "acc"])
 
 
-def check_reference(records: Q, name: str) -> None:
-    """InputError unless it is an algorithm of the records."""
-    present = records.select("args.algorithm").unique()
-    if name not in present:
+def check_reference(name: str | None, present: Iterable[str]) -> None:
+    """InputError unless it is None or one of those that are present."""
+    if name is not None and name not in present:
         raise UnknownNameError("algorithm as --reference", name, present)
 
 
-def less(accs: pd.DataFrame, reference: str) -> pd.DataFrame:
+def less(
+    accs: pd.DataFrame, reference: str | None, further: Sequence[str] = ()
+) -> pd.DataFrame:
     """The frame of `accuracies` less what the reference has in the same trial.
 
-    Trials that the reference lacks are left out.
+    And in the same of the columns `further`. Trials that it lacks are left out.
     """
-    keys = ["dataset", "test_env", "trial_seed"]
+    keys = [*further, "dataset", "test_env", "trial_seed"]
     theirs = accs.loc[accs["algorithm"] == reference, [*keys, "acc"]]
     own = accs.merge(theirs, on=keys, suffixes=("", "_of_reference"))
     return own.assign(acc=own["acc"] - own["acc_of_reference"])

@@ -9,7 +9,7 @@ told apart.
 import functools
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +27,7 @@ REMARK = (
 )
 RELEASED = "the released code's"
 Facts = dict[str, str] | None  # of a run.json, as `lib.mixtures` reads it
+Record = dict[str, Any]
 
 
 class Protocol(NamedTuple):
@@ -46,7 +47,7 @@ class Protocol(NamedTuple):
         return misc.digest(self)
 
 
-Rows = dict[str, dict[str, Protocol]]  # dataset -> algorithm -> that of its runs
+Rows = dict[Any, dict[str, Protocol]]  # place -> row -> that of its runs
 
 
 class Apart(NamedTuple):
@@ -60,69 +61,29 @@ class Apart(NamedTuple):
 TOGETHER = Apart(frozenset(), {}, "")  # all rows are of one protocol
 
 
-def of_rows(runs: Iterable[tuple[Path, Q]], made: dict[Path, Facts]) -> Rows:
-    """Of each dataset's rows what their runs have, several values joined.
-
-    `made` is of the runs' folders. A split counts where runs of one trial and one set
-    of test environments differ in it: it is another in each.
-    """
-    firsts = [(run[0], made.get(folder) or {}) for folder, run in runs]
-    splits, names, given = defaultdict(set), {}, defaultdict(set)
-    for record, facts in firsts:
-        splits[cell_of(record)].add(facts.get("split", ""))
-        name = record["hparams"].get("clip_backbone", "")
-        names.setdefault(facts.get("backbone", ""), f"CLIP {name}")
-        given[record["args"]["dataset"]].add(given_prompt(record))
-    found: dict[tuple[str, str], set[Protocol]] = defaultdict(set)
-    for record, facts in firsts:
-        own = facts
-        if len(splits[cell_of(record)] - {""}) < 2:
-            own = facts | {"split": ""}
-        key = record["args"]["dataset"], record["args"]["algorithm"]
-        found[key].add(of_run(record, own, names, given[key[0]]))
-    rows: Rows = defaultdict(dict)
-    for (dataset, algorithm), protocols in found.items():
-        columns = (sorted({*values} - {""}) for values in zip(*protocols, strict=True))
-        rows[dataset][algorithm] = Protocol(*map(" and ".join, columns))
-    return rows
+def place_of(record: Record) -> tuple[str, str]:
+    """Dataset and algorithm."""
+    return record["args"]["dataset"], record["args"]["algorithm"]
 
 
-def cell_of(record: dict[str, Any]) -> tuple:
+def cell_of(record: Record) -> tuple:
     """The runs of one cell have one split."""
     args = record["args"]
     return args["dataset"], args["trial_seed"], tuple(args["test_envs"])
 
 
-def of_run(
-    record: dict[str, Any],
-    facts: dict[str, str],
-    names: dict[str, str],
-    given: set[str],
-) -> Protocol:
-    """Of a run's record and of what it was made from.
-
-    `names` are of fingerprints. A template that a method has by default is part of it
-    and has no name, unless it is among those that others were `given`.
-    """
-    args, hparams = record["args"], record["hparams"]
+def held_out_of(record: Record) -> str:
+    """The share held out, and that seen unlabeled."""
+    args = record["args"]
     held_out = f"{args.get('holdout_fraction', 0.2)}"
     if unlabeled := args.get("uda_holdout_fraction"):
         held_out += f", {unlabeled} seen unlabeled"
-    published = hparams.get("as_published", False)
-    prompt = str(hparams.get("prompt") or "")
-    return Protocol(
-        data=facts.get("fingerprint", ""),
-        split=facts.get("split", ""),
-        held_out=held_out,
-        steps=steps_of(args),
-        selection=RELEASED if published else "the table's",
-        backbone=backbone_of(hparams, facts.get("backbone", ""), names),
-        prompt=prompt if prompt in given or not prompt else "the method's own",
-    )
+    return held_out
 
 
-def steps_of(args: dict[str, Any]) -> str:
+def steps_of(record: Record) -> str:
     """How many, and at which the run could be chosen."""
+    args = record["args"]
     steps, every = args.get("steps"), args.get("checkpoint_freq")
     own = registered(args["dataset"])
     if own is not None:
@@ -131,6 +92,78 @@ def steps_of(args: dict[str, Any]) -> str:
     default = "the default number"
     return f"{default if steps is None else steps}, chosen from every " + (
         "default one" if every is None else f"{every}th"
+    )
+
+
+class Reading(NamedTuple):
+    """How the records of a task tell their protocol; by default of DomainBed's.
+
+    `place` is where a run stands: among which rows, and in which. `drawn` are the facts
+    that are others in each cell.
+    """
+
+    place: Callable[[Record], tuple[Hashable, str]] = place_of
+    cell: Callable[[Record], Hashable] = cell_of
+    drawn: tuple[str, ...] = ("split",)
+    held_out: Callable[[Record], str] = held_out_of
+    steps: Callable[[Record], str] = steps_of
+
+
+DOMAINS = Reading()
+
+
+def of_rows(
+    runs: Iterable[tuple[Path, Q]], made: dict[Path, Facts], read: Reading = DOMAINS
+) -> Rows:
+    """Of each place's rows what their runs have, several values joined.
+
+    `made` is of the runs' folders. What is drawn counts where the runs of one cell
+    differ in it.
+    """
+    firsts = [(run[0], made.get(folder) or {}) for folder, run in runs]
+    drawn, names, given = defaultdict(set), {}, defaultdict(set)
+    for record, facts in firsts:
+        for fact in read.drawn:
+            drawn[fact, read.cell(record)].add(facts.get(fact, ""))
+        name = record["hparams"].get("clip_backbone", "")
+        names.setdefault(facts.get("backbone", ""), f"CLIP {name}")
+        given[read.place(record)[0]].add(given_prompt(record))
+    found: dict[tuple[Hashable, str], set[Protocol]] = defaultdict(set)
+    for record, facts in firsts:
+        same = (f for f in read.drawn if len(drawn[f, read.cell(record)] - {""}) < 2)
+        own = facts | dict.fromkeys(same, "")
+        place, row = read.place(record)
+        found[place, row].add(of_run(record, own, names, given[place], read))
+    rows: Rows = defaultdict(dict)
+    for (place, row), protocols in found.items():
+        columns = (sorted({*values} - {""}) for values in zip(*protocols, strict=True))
+        rows[place][row] = Protocol(*map(" and ".join, columns))
+    return rows
+
+
+def of_run(
+    record: Record,
+    facts: dict[str, str],
+    names: dict[str, str],
+    given: set[str],
+    read: Reading,
+) -> Protocol:
+    """Of a run's record and of what it was made from.
+
+    `names` are of fingerprints. A template that a method has by default is part of it
+    and has no name, unless it is among those that others were `given`.
+    """
+    hparams = record["hparams"]
+    published = hparams.get("as_published", False)
+    prompt = str(hparams.get("prompt") or "")
+    return Protocol(
+        data=facts.get("fingerprint", ""),
+        split=facts.get("split", ""),
+        held_out=read.held_out(record),
+        steps=read.steps(record),
+        selection=RELEASED if published else "the table's",
+        backbone=backbone_of(hparams, facts.get("backbone", ""), names),
+        prompt=prompt if prompt in given or not prompt else "the method's own",
     )
 
 
@@ -166,7 +199,7 @@ def start_of(hparams: dict[str, Any]) -> str:
     return "" if start is True else f" {start}" if start else " without pre-training"
 
 
-def given_prompt(record: dict[str, Any]) -> str:
+def given_prompt(record: Record) -> str:
     """The run's template if --hparams gave it, else ""."""
     given = parsed(record["args"].get("hparams"))
     named = isinstance(given, dict) and "prompt" in given
@@ -184,6 +217,20 @@ def differences(first: Protocol, second: Protocol) -> str:
 
 
 def apart(rows: Rows, dataset_names: list[str], names: list[str]) -> Apart:
+    """As `unlike`; what chose as its release does has that mark, and a remark."""
+    found = unlike(rows, dataset_names, names)
+    as_released = [
+        name
+        for name in names
+        if any(RELEASED in own[name].selection for own in rows.values() if name in own)
+    ]
+    if not as_released:
+        return found
+    marks = found.marks | dict.fromkeys(as_released, AS_PUBLISHED)
+    return found._replace(marks=marks, why=f"{REMARK} {found.why}".strip())
+
+
+def unlike(rows: Rows, dataset_names: list[str], names: list[str]) -> Apart:
     """Which rows, of those `names`, a table over these datasets does not rank.
 
     Rows are ranked that have what most have, the first of equally many. What is not
@@ -204,22 +251,16 @@ def apart(rows: Rows, dataset_names: list[str], names: list[str]) -> Apart:
             differing = zip(columns, kind, ranked, strict=True)
             own = {place: value for place, value, usual in differing if value != usual}
             others[in_words(own, dataset_names)].append(name)
+    if not others:
+        return TOGETHER
     names_apart = [*itertools.chain(*others.values())]
-    as_released = [
-        name
-        for name in names
-        if any(RELEASED in own[name].selection for own in rows.values() if name in own)
-    ]
-    why = [REMARK] if as_released else []
-    if others:
-        usual = in_words(dict(zip(columns, ranked, strict=True)), dataset_names)
-        texts = (f"{', '.join(own)} ({words})" for words, own in others.items())
-        why.append(
-            f"{MARK.strip()} not ranked, for it is of another protocol: "
-            f"{'; '.join(texts)}; what is ranked has {usual}."
-        )
-    marks = dict.fromkeys(names_apart, MARK) | dict.fromkeys(as_released, AS_PUBLISHED)
-    return Apart(frozenset(names_apart), marks, " ".join(why))
+    usual = in_words(dict(zip(columns, ranked, strict=True)), dataset_names)
+    texts = (f"{', '.join(own)} ({words})" for words, own in others.items())
+    why = (
+        f"{MARK.strip()} not ranked, for it is of another protocol: "
+        f"{'; '.join(texts)}; what is ranked has {usual}."
+    )
+    return Apart(frozenset(names_apart), dict.fromkeys(names_apart, MARK), why)
 
 
 def in_words(values: dict[tuple[str, str], str], dataset_names: list[str]) -> str:
