@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +64,13 @@ def environment_numbers(
     for env in map(str, wanted):
         if env.isdecimal() and int(env) < len(environments):
             numbers.append(int(env))
+            if env in environments and environments[int(env)] != env:
+                print(
+                    f"warning: --test_envs {env} is the environment number {env}, "
+                    f"{environments[int(env)]}; the one called {env} is number "
+                    f"{environments.index(env)}.",
+                    file=sys.stderr,
+                )
         elif env in environments:
             numbers.append(environments.index(env))
         elif alike := [i for i, own in enumerate(also) if plain(env) in own]:

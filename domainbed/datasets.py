@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import functools
-import os
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -253,18 +253,19 @@ class ImageEnvironment:
     transform: Callable[[Any], torch.Tensor] | None = None  # set by the dataset
 
     def __init__(self, folder: Path, classes: list[str]):
-        self.root, self.classes = str(folder), classes
-        self.samples, self.targets = once(self.found, "samples", self.key)
+        self.root, self.classes, self.left_out = str(folder), classes, Counter()
+        self.samples, self.targets, left = once(self.found, "samples", self.key)
+        self.left_out = left  # how many pictures of which other endings
 
     @property
     def key(self) -> Hashable:
         """What names its files for `once`, None if nothing does."""
         return self.root, *self.classes
 
-    def found(self) -> tuple[list[tuple[str, int]], list[int]]:
-        """`find_samples`, and the labels alone."""
+    def found(self) -> tuple[list[tuple[str, int]], list[int], Counter[str]]:
+        """`find_samples`, the labels alone, and what was left out."""
         samples = self.find_samples()
-        return samples, [label for _, label in samples]
+        return samples, [label for _, label in samples], self.left_out
 
     def find_samples(self) -> list[tuple[str, int]]:
         """The path and the label of each image."""
@@ -273,7 +274,7 @@ class ImageEnvironment:
             (path, label)
             for label, name in enumerate(self.classes)
             if same(name) in folders
-            for path in pictures(os.path.join(self.root, folders[same(name)]))
+            for path in pictures(Path(self.root, folders[same(name)]), self.left_out)
         ]
 
     def siblings(self) -> list[str]:

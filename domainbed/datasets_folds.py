@@ -9,6 +9,7 @@ from pathlib import Path
 from domainbed.datasets import MADE, ImageDataset
 from domainbed.datasets_few_shot import Item, ListedEnvironment
 from domainbed.lib.errors import InputError
+from domainbed.lib.layout import are_parts
 from domainbed.lib.pictures import pictures, subfolders
 
 PREFIX = "Folds:"
@@ -54,6 +55,11 @@ def folds(path: Path) -> type[FoldsDataset]:
         raise InputError(
             f"{path} should hold CLASS/PICTURE with at least two classes; it has "
             f"{found}."
+        )
+    if are_parts(subfolders(path)):
+        raise InputError(
+            f"{path} should hold CLASS/PICTURE, but it holds parts of a dataset, "
+            f"{', '.join(subfolders(path))}; name one of them."
         )
     return type(f"{PREFIX}{path}", (FoldsDataset,), {"PATH": path.resolve()})
 

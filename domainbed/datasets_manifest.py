@@ -5,6 +5,7 @@ domain generalization, `domain`. In JSON it is a list of objects with these keys
 """
 
 import csv
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from domainbed.datasets import MADE, ImageDataset
 from domainbed.datasets_few_shot import FewShotDataset, ListedEnvironment, lists_of
 from domainbed.lib.errors import InputError, UnknownNameError
+from domainbed.lib.texts import read_text
 
 PREFIX = "Manifest:"
 COLUMNS = ("path", "class", "split")
@@ -69,11 +71,10 @@ def manifest(path: Path) -> type[ManifestDataset]:
 def read_rows(path: Path) -> list[Any]:
     """The file's rows, as they are."""
     try:
-        with open(path, encoding="utf-8", newline="") as file:
-            return (
-                json.load(file) if path.suffix == ".json" else [*csv.DictReader(file)]
-            )
-    except (OSError, ValueError, csv.Error) as error:
+        if path.suffix == ".json":
+            return json.loads(read_text(path))
+        return [*csv.DictReader(io.StringIO(read_text(path), newline=""))]
+    except (ValueError, csv.Error) as error:
         raise InputError(f"cannot read the manifest {path} ({error}).") from error
 
 

@@ -143,6 +143,13 @@ def test_a_level_too_many_or_a_class_too_few_is_refused(levels, says, tmp_path):
         shape(tmp_path, *levels)(None, [0], PLAIN)
 
 
+def test_parts_of_a_dataset_are_no_classes_to_deal_into_folds(tmp_path):
+    shape(tmp_path, ["Train", "test"], XY)
+    with pytest.raises(InputError, match="parts of a dataset, Train, test; name one"):
+        datasets.get_dataset_class(f"Folds:{tmp_path}")
+    assert datasets.get_dataset_class(f"Folds:{tmp_path / 'test'}").PATH.name == "test"
+
+
 def test_a_deeper_level_is_said(tmp_path, capsys):
     cls = shape(tmp_path, AB, ["animals", "plants"], XY)
     assert cls(None, [0], PLAIN).class_names == ["animals", "plants"]
@@ -174,6 +181,38 @@ def test_links_to_one_folder_are_not_two_domains(tmp_path):
     cls = datasets.get_dataset_class(f"ImageFolder:{tmp_path}")
     with pytest.raises(InputError, match=r"a, c in .* are links to one folder"):
         cls(None, [0], PLAIN)
+
+
+def test_a_class_is_not_another_domains_by_a_link(tmp_path):
+    shape(tmp_path, AB, XY)
+    (tmp_path / "a" / "z").mkdir()
+    (tmp_path / "b" / "z").symlink_to(tmp_path / "a" / "y")
+    cls = datasets.get_dataset_class(f"ImageFolder:{tmp_path}")
+    with pytest.raises(InputError, match=r"a/y, b/z in .* are links to one folder"):
+        cls(None, [0], PLAIN)
+
+
+def test_pictures_that_imagefolder_leaves_out_are_counted(tmp_path, capsys):
+    cls = shape(tmp_path, AB, XY)
+    cls(None, [0], PLAIN)
+    assert capsys.readouterr().err == ""
+    for name in ("a/x/2.gif", "a/x/3.GIF", "b/y/deep/4.jfif", "b/y/._5.gif", "b/n.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert sum(map(len, cls(None, [0], PLAIN))) == 8
+    assert "are left out: 2 .gif, 1 .jfif; names" in capsys.readouterr().err
+
+
+def test_what_a_known_dataset_lacks_is_said(tmp_path, capsys):
+    make_image_folder(tmp_path / "VLCS", ["1", "2", "3", "4"], ["bird", "Car"], n=2)
+    datasets.VLCS(str(tmp_path), [0], PLAIN)
+    said = capsys.readouterr().err
+    assert "lacks 3 of the dataset's 5 classes: chair, dog, person" in said
+    assert "1, 2, 3, 4 are taken for C, L, S, V, in that order" in said
+    for old, new in zip("1234", ["SUN", "Caltech", "PASCAL", "LabelMe"], strict=True):
+        (tmp_path / "VLCS" / old).rename(tmp_path / "VLCS" / new)
+    datasets.VLCS(str(tmp_path), [0], PLAIN)
+    assert "in that order" not in capsys.readouterr().err
 
 
 def test_all_broken_pictures_are_named_at_once(tmp_path):

@@ -198,6 +198,17 @@ def test_a_manifest_is_a_dataset_of_both_tasks(tmp_path):
     assert tasks == ("few_shot",)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("ending", ["csv", "json"])
+def test_a_manifest_as_windows_saves_it(encoding, ending, tmp_path):
+    row = {"path": "ä.png", "class": "cat", "split": "test"}
+    table = "\r\n".join([",".join(row), ",".join(row.values()), ""])
+    text = {"csv": table, "json": json.dumps([row], ensure_ascii=False)}[ending]
+    file = tmp_path / f"list.{ending}"
+    file.write_bytes(text.encode(encoding))
+    assert (row,) == datasets.get_dataset_class(f"Manifest:{file}").ROWS
+
+
 @pytest.mark.parametrize("text, message", [
     ("path,class\na.png,cat\n", "a row without split"),
     ("path,class,split\na.png,cat,exam\n", "Unknown split in .*'exam'"),

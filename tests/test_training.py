@@ -233,6 +233,12 @@ def test_a_number_counts_before_a_name():
     assert arguments.environment_numbers(["2", "15"], degrees) == [2, 1]
 
 
+def test_a_number_that_is_another_environments_name_is_said(capsys):
+    assert arguments.environment_numbers(["0", "3"], ("0", "2", "3", "1")) == [0, 3]
+    said = "--test_envs 3 is the environment number 3, 1; the one called 3 is number 2."
+    assert capsys.readouterr().err == f"warning: {said}\n"
+
+
 def test_domain_adaptation_sees_test_domains_unlabeled(tmp_path, monkeypatch):
     seen = []
     update = algorithms.ERM.update

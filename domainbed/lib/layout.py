@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from domainbed.lib.errors import InputError
-from domainbed.lib.pictures import pictures, plain, same, subfolders
+from domainbed.lib.pictures import ENDINGS, pictures, plain, same, subfolders
 from domainbed.lib.reporting import listed
 
 # Names of a dataset's parts, which are no classes of what is in the pictures.
@@ -40,6 +40,12 @@ def in_order(dataset: type, folder: Path) -> list[str]:
         )
     places = [place_of(name, names) for name in found]
     if places.count(None) == len(places):
+        print(
+            f"warning: no folder in {folder} has an environment's name of "
+            f"{dataset.__name__}; {', '.join(found)} are taken for {short}, in that "
+            "order.",
+            file=sys.stderr,
+        )
         return found
     if sorted(p for p in places if p is not None) != [*range(len(names))]:
         meant = (
@@ -62,24 +68,34 @@ def place_of(name: str, names: Sequence[tuple[str, ...]]) -> int | None:
 
 def all_classes(folder: Path, environments: list[str]) -> list[str]:
     """The sorted union of the environments' class names, no two of them alike."""
-    real = Counter(os.path.realpath(folder / name) for name in environments)
-    twice = [n for n in environments if real[os.path.realpath(folder / n)] > 1]
-    if twice:
-        raise InputError(f"{', '.join(twice)} in {folder} are links to one folder.")
-    own = (subfolders(folder / name) for name in environments)
-    union = {same(name): name for names in own for name in names}
-    return sorted(union.values())
+    check_once(folder, environments)
+    own = [(env, name) for env in environments for name in subfolders(folder / env)]
+    check_once(folder, [*map("/".join, own)])
+    return sorted({same(name): name for _, name in own}.values())
+
+
+def check_once(folder: Path, places: list[str]) -> None:
+    """InputError if two of the places in the folder are one, by links."""
+    real = {place: os.path.realpath(folder / place) for place in places}
+    counts = Counter(real.values())
+    if twice := [place for place in places if counts[real[place]] > 1]:
+        raise InputError(f"{listed(twice)} in {folder} are links to one folder.")
+
+
+def are_parts(names: list[str]) -> bool:
+    """Whether these folders are a dataset's parts, and no classes."""
+    return bool(names) and {name.casefold() for name in names} <= PARTS
 
 
 def check_classes(folder: Path, classes: list[str], known: Sequence[str]) -> None:
     """InputError unless these can be classes: two or more, not a dataset's parts.
 
-    Of a dataset whose classes are known some must be among them; those that are not are
-    said on standard error.
+    Of a dataset whose classes are known some must be among them; those that are not,
+    and those that are nowhere, are said on standard error.
     """
     there = listed(map(repr, classes), 20) or "none"
     expected = f"{folder} should hold DOMAIN/CLASS/PICTURE"
-    if classes and {name.casefold() for name in classes} <= PARTS:
+    if are_parts(classes):
         raise InputError(
             f"{expected}, but its domains hold parts of a dataset, "
             f"{there}{example(folder)}; move the class folders up one level."
@@ -102,6 +118,13 @@ def check_classes(folder: Path, classes: list[str], known: Sequence[str]) -> Non
             f"the dataset's: {listed(known, 10)}.",
             file=sys.stderr,
         )
+    there = {*map(plain, classes)}
+    if missing := [name for name in known if plain(name) not in there]:
+        print(
+            f"warning: {folder} lacks {len(missing)} of the dataset's {len(known)} "
+            f"classes: {listed(missing, 10)}.",
+            file=sys.stderr,
+        )
 
 
 def example(folder: Path) -> str:
@@ -113,14 +136,15 @@ def example(folder: Path) -> str:
 def check_pictures(environments: list[Any], missing_allowed: bool) -> None:
     """InputError for an environment without pictures, or of a class unless allowed.
 
-    What lies deeper than its class's folder is said on standard error.
+    What lies deeper than its class's folder, and what is left out, is said on standard
+    error.
     """
     for env in environments:
         if not env.samples:
             raise InputError(
                 f"the environment {Path(env.root).name!r} in {Path(env.root).parent} "
                 f"holds no pictures{other_files(env.root)}; their names end in "
-                ".jpg, .jpeg, .png, .webp, .bmp, .tif, .tiff, .ppm or .pgm."
+                f"{known_endings()}."
             )
         counts = Counter(env.targets)
         lacking = [c for label, c in enumerate(env.classes) if not counts[label]]
@@ -130,6 +154,13 @@ def check_pictures(environments: list[Any], missing_allowed: bool) -> None:
                 f"no picture of the class {', '.join(map(repr, lacking))}, which other "
                 "environments have; --allow_missing_classes goes on without."
             )
+    if left_out := sum((env.left_out for env in environments), Counter()):
+        counted = ", ".join(f"{n} {ending}" for ending, n in left_out.most_common())
+        print(
+            f"warning: {Path(environments[0].root).parent} has pictures that are left "
+            f"out: {counted}; names of pictures end in {known_endings()}.",
+            file=sys.stderr,
+        )
     paths = ((env.root, path) for env in environments for path, _ in env.samples)
     if all(len(Path(path).relative_to(root).parts) > 2 for root, path in paths):
         first = environments[0]
@@ -138,6 +169,10 @@ def check_pictures(environments: list[Any], missing_allowed: bool) -> None:
             f"{first.samples[0][0]}; the classes are {', '.join(first.classes[:10])}.",
             file=sys.stderr,
         )
+
+
+def known_endings() -> str:
+    return f"{', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}"
 
 
 def other_files(folder: str) -> str:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     import torch
     from torch.utils.data import Dataset, Subset
 
+NO_GUESS = -1  # of a network that answers NaN
+
 
 def seed_hash(*args: Any) -> int:
     """A 31-bit seed made from the arguments' text, the same on every machine."""
@@ -181,7 +183,10 @@ def save_whole(path: Path, value: Any) -> None:
 def guesses(
     network: Any, loader: Iterable, device: torch.device | str
 ) -> tuple[list[int], list[int]]:
-    """The class with the highest logit, and the label, of each item in order."""
+    """The class with the highest logit, and the label, of each item in order.
+
+    Where a logit is NaN it is NO_GUESS.
+    """
     import torch
 
     network.eval()
@@ -189,7 +194,9 @@ def guesses(
     labels: list[int] = []
     with torch.no_grad():
         for x, y in loader:
-            guessed += network.predict(x.to(device)).argmax(1).tolist()
+            logits = network.predict(x.to(device))
+            unknown = logits.isnan().any(1)
+            guessed += logits.argmax(1).masked_fill(unknown, NO_GUESS).tolist()
             labels += y.tolist()
     network.train()
     return guessed, labels

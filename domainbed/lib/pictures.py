@@ -3,6 +3,7 @@
 import os
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from domainbed.lib.errors import InputError
 
 # torchvision's IMG_EXTENSIONS; it would take seconds to import.
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+# Of pictures that ImageFolder leaves out.
+OTHER_ENDINGS = (".gif", ".jfif", ".jpe", ".avif", ".heic", ".heif", ".jp2", ".tga")
 # What file systems, archives and file managers leave beside the data.
 LITTER = ("@eadir", "#recycle", "$recycle.bin", "lost+found")
 LITTER += ("system volume information", "thumbs.db", "desktop.ini")
@@ -37,17 +40,29 @@ def subfolders(folder: Path) -> list[str]:
     )
 
 
-def pictures(folder: Path | str) -> list[str]:
+def pictures(folder: Path | str, left_out: Counter[str] | None = None) -> list[str]:
     """Paths of the pictures in the folder, at any depth, in ImageFolder's order.
 
     Links are followed, but no folder is read twice, nor one that holds this one.
+    `left_out` counts the endings of those that are no pictures to ImageFolder.
     """
-    levels = sorted((root, sorted(names)) for root, names in walk(folder))
-    return [os.path.join(r, name) for r, names in levels for name in names]
+    levels = []
+    for root, names in walk(folder):
+        own = sorted(filter(is_picture, names))
+        levels.append((root, own))
+        if left_out is not None and len(own) < len(names):
+            endings = (ending(name) for name in names if not is_litter(name))
+            left_out.update(filter(OTHER_ENDINGS.__contains__, endings))
+    return [os.path.join(r, name) for r, names in sorted(levels) for name in names]
+
+
+def ending(name: str) -> str:
+    """The file name's ending, in lower case."""
+    return os.path.splitext(name)[1].lower()
 
 
 def walk(folder: Path | str) -> Iterator[tuple[str, list[str]]]:
-    """Each folder from this one on, with the names of its pictures."""
+    """Each folder from this one on, with the names of its files."""
     own = Path(os.path.realpath(folder))
     seen = {own, *own.parents}
     for root, folders, names in os.walk(folder, followlinks=True):
@@ -58,7 +73,7 @@ def walk(folder: Path | str) -> Iterator[tuple[str, list[str]]]:
                 seen.add(real)
                 kept.append(name)
         folders[:] = kept
-        yield root, [name for name in names if is_picture(name)]
+        yield root, names
 
 
 def read_image(path: str) -> Image.Image:

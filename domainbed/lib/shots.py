@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from statistics import fmean
 
-from domainbed.lib.misc import seed_hash
+from domainbed.lib.misc import NO_GUESS, seed_hash
 
 WARM_UP_RATE = 1e-5  # of the first epoch
 
@@ -75,8 +75,11 @@ def cosine(t: int, lr: float, n: int) -> float:
 def scores(guesses: Sequence[int], labels: Sequence[int]) -> dict[str, float]:
     """Shares: `acc` of right guesses, `class_mean` of each class's, `f1` macro.
 
-    The two means are over the classes that occur among the labels.
+    The two means are over the classes that occur among the labels. NaN if a guess is
+    none: a network that has diverged says nothing.
     """
+    if NO_GUESS in guesses:
+        return dict.fromkeys(("acc", "class_mean", "f1"), math.nan)
     n, guessed = Counter(labels), Counter(guesses)
     right = Counter(y for g, y in zip(guesses, labels, strict=True) if g == y)
     return {

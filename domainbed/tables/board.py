@@ -13,6 +13,7 @@ from typing import NamedTuple
 from domainbed.lib import misc, reporting
 from domainbed.lib.errors import InputError
 from domainbed.lib.query import Q
+from domainbed.lib.texts import read_text
 from domainbed.model_selection import SelectionMethod
 from domainbed.tables import frames, protocol
 
@@ -88,9 +89,8 @@ def read(path: Path) -> list[Cell]:
     if not path.exists():
         return []
     try:
-        with open(path, encoding="utf-8", newline="") as file:
-            rows = [*csv.reader(file)]
-    except (OSError, ValueError, csv.Error) as error:
+        rows = [*csv.reader(io.StringIO(read_text(path), newline=""))]
+    except csv.Error as error:
         raise InputError(f"the board {path} cannot be read: {error}.") from error
     if not rows or tuple(rows[0]) != Cell._fields:
         raise InputError(

@@ -10,6 +10,7 @@ from helpers import CONTRACT
 from torch.utils.data import Subset, TensorDataset
 
 from domainbed.lib import misc
+from domainbed.lib.shots import scores
 
 
 class Fixed(torch.nn.Module):
@@ -78,6 +79,9 @@ def test_logits_that_are_nan_are_no_class_0():
     assert misc.accuracy(network(logits), [(x[::2], y[::2])], None, "cpu") == 1
     column = torch.tensor([[-1.0], [math.nan], [1.0]])
     assert math.isnan(misc.accuracy(network(column), [(x, y)], None, "cpu"))
+    guessed = misc.guesses(network(logits), [(x, y)], "cpu")
+    assert guessed == ([0, misc.NO_GUESS, 0], [0, 0, 0])
+    assert all(map(math.isnan, scores(*guessed).values()))
 
 
 def test_no_process_starts_from_a_forkserver(monkeypatch):
