@@ -58,6 +58,7 @@ def class_names(rows: tuple[Row, ...]) -> list[str]:
 
 def manifest(path: Path) -> type[ManifestDataset]:
     """The dataset of that file; with domains it is one of domain generalization too."""
+    path = path.expanduser()
     rows = tuple(checked(row, path) for row in read_rows(path))
     if not rows:
         raise InputError(f"the manifest {path} lists no image.")
@@ -74,7 +75,7 @@ def read_rows(path: Path) -> list[Any]:
         if path.suffix == ".json":
             return json.loads(read_text(path))
         return [*csv.DictReader(io.StringIO(read_text(path), newline=""))]
-    except (ValueError, csv.Error) as error:
+    except (json.JSONDecodeError, csv.Error) as error:
         raise InputError(f"cannot read the manifest {path} ({error}).") from error
 
 

@@ -220,8 +220,14 @@ def test_bad_manifests(text, message, tmp_path):
     file.write_text(text)
     with pytest.raises(InputError, match=message):
         datasets.get_dataset_class(f"Manifest:{file}")
-    with pytest.raises(InputError, match="cannot read the manifest"):
+    with pytest.raises(InputError, match=r"cannot read .*/none.csv: No such file"):
         datasets.get_dataset_class(f"Manifest:{tmp_path / 'none.csv'}")
+
+
+def test_a_manifest_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "list.csv").write_text("path,class,split\na.png,cat,test\n")
+    assert datasets.get_dataset_class("Manifest:~/list.csv").FILE.parent == tmp_path
 
 
 def test_datasets_say_which_tasks_they_are_for():

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shlex
 import string
 import subprocess
@@ -23,7 +24,7 @@ from domainbed.lib.errors import InputError
 from domainbed.runs import provenance
 from domainbed.runs.folder import RunFolder
 from domainbed.runs.jobs import Job
-from domainbed.scripts import train
+from domainbed.scripts import collect_results, report, train
 
 TRICKS = [
     "; rm -rf x",
@@ -189,3 +190,21 @@ def test_a_stored_array_is_read_without_unpickling(tmp_path):
     np.save(tmp_path / "z.npy", np.array([{}], dtype=object), allow_pickle=True)
     with pytest.raises(ValueError):
         np.load(tmp_path / "z.npy", mmap_mode="r")
+
+
+def test_a_domains_name_in_no_utf_8(tmp_path, capsys):
+    """As an old archive from Windows leaves it: trained on, tabulated, reported."""
+    root = make_image_folder(tmp_path / "data", ["a", "b"], ["cat", "dog"], n=2)
+    (root / "a").rename(root / os.fsdecode(b"\xc0lpha"))
+    command = ["--dataset", f"ImageFolder:{root}", "--algorithm", "LinearERM"]
+    command += ["--steps", "1", "--data_dir", str(tmp_path), "--test_envs", "1"]
+    command += ["--hparams", "clip_backbone=emoji", "--holdout_fraction", "0.5"]
+    train.main([*command, "--output_dir", str(tmp_path / "sweep" / "run")])
+    assert r"target \udcc0lpha:" in capsys.readouterr().out
+    for how in ("text", "csv", "json", "markdown", "html"):
+        collect_results.main(["--input_dir", str(tmp_path / "sweep"), "--format", how])
+        assert "udcc0lpha" in capsys.readouterr().out
+    collect_results.main(["--input_dir", str(tmp_path / "sweep"), "--paper"])
+    page = tmp_path / "page.html"
+    report.main(["--input_dir", str(tmp_path / "sweep"), "--output", str(page)])
+    assert "udcc0lpha" in page.read_text()

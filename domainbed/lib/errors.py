@@ -67,11 +67,13 @@ def exits_on_input_error(function: Callable[..., None]) -> Callable[..., None]:
     """The function, but an InputError becomes its sentence and exit status 2.
 
     A disk that refuses becomes a sentence and 1. A reader that goes away, as in
-    `| head`, ends it without a word.
+    `| head`, ends it without a word. What standard output cannot print is escaped.
     """
 
     @functools.wraps(function)
     def wrapped(*args: Any) -> None:
+        if hasattr(sys.stdout, "reconfigure"):  # what a caller put there may have none
+            sys.stdout.reconfigure(errors="backslashreplace")
         try:
             function(*args)
             sys.stdout.flush()

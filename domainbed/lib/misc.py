@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from domainbed.lib.errors import InputError
+from domainbed.lib.texts import in_utf_8
 
 if TYPE_CHECKING:
     import torch
@@ -216,10 +217,11 @@ class Tee:
         self.file = open(fname, f"{mode}b", buffering=0)  # noqa: SIM115
 
     def write(self, text: str) -> None:
+        text = in_utf_8(text)
         self.stream.write(text)
         self.stream.flush()
         with contextlib.suppress(OSError):  # a full disk ends a log, not a run
-            self.file.write(text.encode(errors="replace"))
+            self.file.write(text.encode())
 
     def flush(self) -> None:
         self.stream.flush()

@@ -42,7 +42,7 @@ def silenced(quiet: bool, result: bool = False) -> Iterator[None]:
         yield
         return
     before = QUIET.set(True)
-    with open(os.devnull, "w") as nowhere:
+    with open(os.devnull, "w", errors="replace") as nowhere:
         out = sys.stdout if result else nowhere
         with (
             contextlib.redirect_stdout(NotATerminal(out)),

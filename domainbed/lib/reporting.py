@@ -15,6 +15,7 @@ from tqdm import tqdm
 from domainbed.lib.identity import identity
 from domainbed.lib.query import Q
 
+HALF = re.compile("[\ud800-\udfff]")  # of a character, which cannot be printed
 DEPTH = 20  # of lists and objects in each other; no run writes so many
 # What may be said of the folders read: how many of what, where.
 BROKEN = "warning: {} broken records left out: {}"
@@ -138,11 +139,9 @@ def parse(line: str | bytes) -> dict[str, Any]:
         raise ValueError("objects in objects without end")
     if fault := _fault(record):
         raise ValueError(fault)
-    if "\\ud" in text or "\\uD" in text:
-        try:
-            json.dumps(record, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            raise ValueError("half a character, which cannot be printed") from None
+    if "\\ud" in text or "\\uD" in text:  # perhaps a name that is in no UTF-8
+        whole = json.dumps(record, ensure_ascii=False)
+        record = json.loads(HALF.sub(lambda half: f"\\\\u{ord(half[0]):x}", whole))
     if has_diverged(record):
         record |= dict.fromkeys(_accuracies(tuple(record)), math.nan)
     return record

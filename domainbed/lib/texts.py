@@ -17,7 +17,7 @@ def read_text(path: Path | str) -> str:
     try:
         content = Path(path).read_bytes()
         marked = (MARKS[mark] for mark in MARKS if content.startswith(mark))
-        return content.decode(next(marked, "utf-8")).replace("\r\n", "\n")
+        text = content.decode(next(marked, "utf-8"))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}.") from error
     except UnicodeDecodeError as error:
@@ -25,6 +25,16 @@ def read_text(path: Path | str) -> str:
             f"{path} is not in UTF-8 ({error.reason} at byte {error.start}); save it "
             "as that."
         ) from error
+    if "\0" in text:
+        raise InputError(
+            f"{path} is not in UTF-8, but perhaps UTF-16; save it as that."
+        )
+    return text.replace("\r\n", "\n")
+
+
+def in_utf_8(text: str) -> str:
+    """The text, escaped where it is in no UTF-8, as an old archive's names."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def lines(path: Path | str) -> list[str]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from domainbed import command_launchers, datasets, flags, hparams_registry
 from domainbed.arguments import check_numbers
 from domainbed.launchers import slurm
-from domainbed.lib import shipped
+from domainbed.lib import shipped, texts
 from domainbed.lib.children import in_child
 from domainbed.lib.errors import InputError, check_at_least, exits_on_input_error
 from domainbed.lib.identity import DECISIVE
@@ -62,42 +62,41 @@ def ask_for_confirmation() -> None:
         raise SystemExit(0)
 
 
-class ArgumentParser(argparse.ArgumentParser):
-    """argparse with `@FILE` read line by line as a shell would, comments left out."""
-
-    def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
-        try:
-            words = shlex.split(arg_line, comments=True)
-        except ValueError as error:  # a quote that is not closed
-            raise InputError(f"cannot read the flags {arg_line}: {error}.") from None
-        return with_files(words)
-
-
 def with_files(words: list[str]) -> list[str]:
-    """The words, each @NAME the path of a file that is there or ships with the package.
+    """The words, each @FILE those in it; the file is there or ships with the package.
 
-    `--hparams @FILE` is read here: argparse would take it for more flags.
+    `--hparams @FILE` holds hyperparameters.
     """
 
-    def found(before: str, word: str) -> str:
+    def found(before: str, word: str) -> list[str]:
         if word[:1] != "@":
-            return word
+            return [word]
         if before == "--hparams":
-            return hparams_registry.as_json([word])
-        return f"@{shipped.find(word[1:], '*.txt')}"
+            return [hparams_registry.as_json([word])]
+        return with_files(words_in(shipped.find(word[1:], "*.txt")))
 
-    return [*map(found, ["", *words[:-1]], words)]
+    return [*itertools.chain(*map(found, ["", *words[:-1]], words))]
+
+
+def words_in(file: str) -> list[str]:
+    """The file's words, line by line as a shell has them, comments left out."""
+    words: list[str] = []
+    for line in texts.lines(file):
+        try:
+            words += shlex.split(line, comments=True)
+        except ValueError as error:  # a quote that is not closed
+            raise InputError(f"cannot read the flags {line}: {error}.") from None
+    return words
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     of_runs = flags.run_flags()
     of_runs.set_defaults(**dict.fromkeys(RUN_FLAGS))  # passed on only when given
-    parser = ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog="sweep",
         usage="python -m domainbed.scripts.sweep launch @quickstart \\\n"
         "           --output_dir demo --data_dir data --command_launcher pool",
         description=__doc__,
-        fromfile_prefix_chars="@",
         parents=[of_runs],
     )
     add = parser.add_argument

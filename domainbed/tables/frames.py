@@ -14,6 +14,7 @@ from domainbed.lib import reporting
 from domainbed.lib.errors import UnknownNameError
 from domainbed.lib.paths import name_and_place
 from domainbed.lib.query import Q
+from domainbed.lib.texts import in_utf_8
 from domainbed.model_selection import SelectionMethod
 from domainbed.names import algorithm_names
 
@@ -62,7 +63,7 @@ def environments(dataset: str, records: Iterable[dict] = ()) -> Sequence[str]:
         if isinstance(names, list) and names and are_names(names):
             return names
     try:
-        return datasets.get_dataset_class(dataset).ENVIRONMENTS
+        return [*map(in_utf_8, datasets.get_dataset_class(dataset).ENVIRONMENTS)]
     except (OSError, ValueError):  # also of names that are no path
         numbers = [
             i for record in own for i in model_selection.environments(record, "in")

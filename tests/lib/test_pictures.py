@@ -80,3 +80,7 @@ def test_text_in_another_encoding_is_named(tmp_path):
     (tmp_path / "x").write_bytes("für".encode("latin-1"))
     with pytest.raises(InputError, match=r"/x is not in UTF-8 .* byte 1"):
         read_text(tmp_path / "x")
+    for encoding in ("utf-16-le", "utf-32"):
+        (tmp_path / "x").write_bytes("--steps".encode(encoding))
+        with pytest.raises(InputError, match=r"/x is not in UTF-8, but perhaps UTF-16"):
+            read_text(tmp_path / "x")

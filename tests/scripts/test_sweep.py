@@ -197,6 +197,27 @@ def test_flags_can_be_read_from_a_file(tmp_path, ran):
     assert all("--hparams '{\"lr\": 0.01}'" in command for command, _ in ran)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_file_of_flags_as_windows_saves_it(encoding, tmp_path, capsys):
+    inner = tmp_path / "inner.txt"
+    inner.write_bytes("--n_trials 1\r\n".encode(encoding))
+    flags = tmp_path / "flags.txt"
+    text = f"--algorithms LFA  # für\r\n--n_hparams 1\r\n@{inner}\r\n--steps 2\r\n"
+    flags.write_bytes(text.encode(encoding))
+    launch(tmp_path / "out", f"@{flags}", "--single_test_envs")
+    said = capsys.readouterr().out
+    assert said.count("--algorithm LFA ") == said.count("--steps 2 ") == 3
+
+
+def test_flags_in_another_encoding_are_named(tmp_path, ran, capsys):
+    flags = tmp_path / "flags.txt"
+    flags.write_bytes("--steps 2  # für".encode("latin-1"))
+    for file, why in ((flags, "is not in UTF-8"), (tmp_path, "Is a directory")):
+        with pytest.raises(SystemExit) as ended:
+            launch(tmp_path / "out", f"@{file}")
+        assert ended.value.code == 2 and why in capsys.readouterr().err
+
+
 def test_a_quote_left_open_in_a_file_of_flags_is_named(tmp_path, ran, capsys):
     flags = tmp_path / "flags.txt"
     flags.write_text('--n_hparams 1\n--hparams \'{"lr": 0.01}\n')
