@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers import Interrupted, make_image_folder
 
-from domainbed import training
+from domainbed import algorithms, datasets, training
 
 pytest_plugins = ["download_web"]  # fixtures of a web server and its archives
 
@@ -46,6 +46,16 @@ def no_network(monkeypatch):
 
 def _no_lookup(*args, **kwargs):
     raise socket.gaierror("tests use no network")
+
+
+@pytest.fixture
+def own_registries(monkeypatch):
+    """Algorithms and datasets that a test registers are forgotten after it."""
+    for module in (algorithms, datasets):
+        registry = module.REGISTRY
+        registry.load()
+        monkeypatch.setattr(registry, "names", list(registry.names))
+        monkeypatch.setattr(registry, "_classes", dict(registry._classes))
 
 
 @pytest.fixture

@@ -160,7 +160,11 @@ def add(args: argparse.Namespace) -> None:
                 f"commit, and this is {cell.figures}; verify says which it is."
             )
         print(f"{cell.name}: {cell.figures}{', is there already' if known else ''}")
-    board.write(path, [*cells, *new])
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        board.write(path, [*cells, *new])
+    except OSError as error:
+        raise InputError(f"cannot write --board {path}: {error}.") from None
     print(f"{len(new)} cells more in {path}, which has {len(cells) + len(new)}.")
 
 

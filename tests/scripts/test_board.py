@@ -105,6 +105,19 @@ def test_a_cell_is_the_tables_and_its_command_makes_it_again(
     assert not here  # what is done is not run again
 
 
+def test_a_board_begins_where_there_is_none_or_says_why_it_cannot(
+    out, tmp_path, capsys
+):
+    new = tmp_path / "docs" / "board.csv"
+    main(["add", "--input_dir", str(out), "--board", str(new)])
+    assert [cell.name for cell in read(new)] == ["Debug28/ERM"]
+    below_a_file = str(new / "board.csv")
+    with pytest.raises(SystemExit) as ended:
+        main(["add", "--input_dir", str(out), "--board", below_a_file])
+    assert ended.value.code == 2
+    assert f"cannot write --board {below_a_file}: " in capsys.readouterr().err
+
+
 def test_the_same_cells_are_there_once_and_other_figures_refused(out, tmp_path, capsys):
     add = ["add", "--input_dir", str(out)]
     board(tmp_path, *add)
