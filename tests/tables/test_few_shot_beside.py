@@ -89,7 +89,8 @@ def test_what_is_the_methods_own_or_drawn_sets_nothing_apart(other):
 
 def test_shots_classes_and_sources_are_drawn_on_their_own():
     others = [
-        run("LFA", facts={"fingerprint": name, "split": name}, **args)
+        run("LFA", facts={"fingerprint": name, "split": name}, trial_seed=t, **args)
+        for t in (0, 1)
         for name, args in {
             "a": {"shots": 8},
             "b": {"classes": "base"},
@@ -98,7 +99,9 @@ def test_shots_classes_and_sources_are_drawn_on_their_own():
         }.items()
     ]
     assert len(rows(*TWO, *others)) == 5
-    assert apart(*TWO, run("LFA"), *others) == TOGETHER
+    # LFA has a trial more; its images are others, and no other run of it is there.
+    more = run("LFA", trial_seed=1, facts={"fingerprint": "d1", "split": "s1"})
+    assert apart(*TWO, run("LFA"), more, *others) == TOGETHER
 
 
 def test_where_a_step_is_chosen_from_counts_for_validation_alone():
