@@ -128,15 +128,17 @@ def tables(
     for values, of_values in accs.groupby(BLOCK):
         block = dict(zip(BLOCK, values, strict=True))
         labels = [*dict.fromkeys(of_values["algorithm"])]
-        present = [*dict.fromkeys(of_values["dataset"])]
-        averaged = [present] if len(present) > 1 else []
-        for names in [*([name] for name in present), *averaged]:
-            own = of_values[of_values["dataset"].isin(names)]
-            form = with_published(wide_form(own, labels), theirs, names, block)
-            gaps = None if reference is None else differences(own, labels, reference)
+        less_it = differences(of_values, labels, reference)
+        for dataset, own_form in wide_forms(of_values, labels).items():
+            own = of_values
+            if dataset != AVERAGES:
+                own = of_values[of_values["dataset"] == dataset]
+            names = [*dict.fromkeys(own["dataset"])]
+            form = with_published(own_form, theirs, names, block)
+            gaps = less_it.get(dataset)
             yield Table(
                 block,
-                names[0] if len(names) == 1 else AVERAGES,
+                dataset,
                 form,
                 own,
                 {name: rows[(*values, name)] for name in names},
@@ -145,35 +147,41 @@ def tables(
             )
 
 
-def wide_form(accs: pd.DataFrame, labels: list[str]) -> pd.DataFrame:
-    """A wide form of one dataset, of several that of their averages."""
+def wide_forms(accs: pd.DataFrame, labels: list[str]) -> dict[str, pd.DataFrame]:
+    """A wide form of each dataset and, of several, of their AVERAGES."""
     rows = [(MEASURED, "", label) for label in labels]
     forms = {
         dataset: dataset_form(own, rows)
         for dataset, own in accs.groupby("dataset", sort=False)
     }
-    return averages_form(forms) if len(forms) > 1 else next(iter(forms.values()))
+    return forms | ({AVERAGES: averages_form(forms)} if len(forms) > 1 else {})
 
 
 def differences(
-    accs: pd.DataFrame, labels: list[str], reference: str
-) -> pd.DataFrame | None:
-    """The wide form of differences trial by trial; H's is that between both H.
+    accs: pd.DataFrame, labels: list[str], reference: str | None
+) -> dict[str, pd.DataFrame]:
+    """The wide forms of differences trial by trial; H's is that between both H.
 
-    None where the reference lacks a test.
+    There is none where the reference lacks a test.
     """
     gaps = less(accs, reference)
-    tests = ["dataset", "test_env"]
-    if len(gaps[tests].drop_duplicates()) < len(accs[tests].drop_duplicates()):
-        return None
-    theirs = gaps["acc_of_reference"]
-    own, other, form = (
-        wide_form(gaps.assign(acc=values), labels)
-        for values in (gaps["acc"] + theirs, theirs, gaps["acc"])
+    n_tests, known = (
+        frame.groupby("dataset")["test_env"].nunique() for frame in (accs, gaps)
     )
-    if H in form["mean"]:
-        form["mean", H] = own["mean", H] - other["mean", H]
-    return form
+    whole = n_tests.index[known.reindex(n_tests.index) == n_tests]
+    gaps = gaps[gaps["dataset"].isin(whole)]
+    forms = wide_forms(gaps, labels)
+    if len(whole) < len(n_tests):
+        forms.pop(AVERAGES, None)
+    if with_both := [name for name, form in forms.items() if H in form["mean"]]:
+        theirs = gaps["acc_of_reference"]
+        own, other = (
+            wide_forms(gaps.assign(acc=values), labels)
+            for values in (gaps["acc"] + theirs, theirs)
+        )
+        for name in with_both:
+            forms[name]["mean", H] = own[name]["mean", H] - other[name]["mean", H]
+    return forms
 
 
 def dataset_form(accs: pd.DataFrame, rows: list[tuple]) -> pd.DataFrame:

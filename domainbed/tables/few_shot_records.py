@@ -46,8 +46,8 @@ def in_table_order(labels: Iterable[str]) -> list[str]:
 def accuracies(records: Q, method: type[SelectionMethod]) -> pd.DataFrame:
     """What the method chose: a row per block, dataset, row, test and trial.
 
-    Columns BLOCK, dataset, algorithm (the row's label), test_env, environment, kind
-    (see OVER), trial_seed, acc; in the order of the tables.
+    Columns BLOCK, dataset, algorithm (the row's label), test_env, environment, kind (of
+    the test), trial_seed, acc; in the order of the tables.
     """
     rows = []
     for (*block, dataset, label, trial), own in records.group(cell_of):

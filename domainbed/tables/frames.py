@@ -167,9 +167,10 @@ def check_reference(name: str | None, present: Iterable[str]) -> None:
 def less(
     accs: pd.DataFrame, reference: str | None, further: Sequence[str] = ()
 ) -> pd.DataFrame:
-    """The frame of `accuracies` less what the reference has in the same trial.
+    """The frame of `accuracies` less what the reference has in the same trial, and in
+    the same of the columns `further`.
 
-    And in the same of the columns `further`. Trials that it lacks are left out.
+    Trials that the reference lacks are left out.
     """
     keys = [*further, "dataset", "test_env", "trial_seed"]
     theirs = accs.loc[accs["algorithm"] == reference, [*keys, "acc"]]
