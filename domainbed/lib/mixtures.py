@@ -61,6 +61,7 @@ def same_draws(records: Q) -> Iterator[str]:
     """A warning, with the difference, of runs that a table takes for one.
 
     These are runs of one draw and trial that are no copies: the best step of all wins.
+    Few-shot tables have rows of their own for what chose as its release does.
     """
     names = ("dataset", "algorithm", "test_envs", "trial_seed", "hparams_seed")
     runs: dict[tuple, list[dict]] = defaultdict(list)
@@ -69,12 +70,14 @@ def same_draws(records: Q) -> Iterator[str]:
         args = record["args"]
         if args is not last:  # a run's records share them
             cell = tuple(str(args[name]) for name in names)
-            own = runs[(*cell, drawn(args))]
+            shots = drawn(args)
+            apart = shots and record.get("hparams", {}).get("as_published", False)
+            own = runs[(*cell, shots, apart)]
             if not any(not differences(args, other) for other in own):
                 own.append(args)
             last = args
     texts = []
-    for (dataset, algorithm, test_envs, trial, draw, _), own in runs.items():
+    for (dataset, algorithm, test_envs, trial, draw, *_), own in runs.items():
         if len(own) > 1:
             changes = ", ".join(differences(own[0], own[1]))
             where = f"{dataset}, {algorithm}, test environments {test_envs}"

@@ -7,7 +7,7 @@ import itertools
 import math
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -423,6 +423,12 @@ def deliver(text: str, args: argparse.Namespace) -> None:
             print(f"warning: cannot write {path} ({error})", file=sys.stderr)
 
 
+def warn(quiet: bool, *said: Iterable[str]) -> None:
+    """Print what there is to say of the runs, unless quiet."""
+    for line in () if quiet else itertools.chain(*said):
+        print(printable(line), file=sys.stderr)
+
+
 @exits_on_input_error
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
@@ -432,6 +438,7 @@ def main(argv: list[str] | None = None) -> None:
     frames.remember(records)
     if any(map(few_shot_records.is_few_shot, records)):
         made = facts_of(*args.input_dir)
+        warn(args.quiet, same_draws(records), mixtures(made))
         deliver(few_shot_tables(runs, records, made, args), args)
         return
     frames.check_reference(args.reference, records.select("args.algorithm").unique())
@@ -443,11 +450,9 @@ def main(argv: list[str] | None = None) -> None:
         records = merge_auto_lr(records)
     is_text = args.format in ("text", "latex")
     made = {} if args.quiet and is_text else facts_of(*args.input_dir)
-    if not args.quiet:
-        cut = cut_cells(records) if args.format == "latex" else ()
-        said = misfits(records, is_text), remarks(records), same_draws(records)
-        for line in itertools.chain(*said, cut, mixtures(made)):
-            print(printable(line), file=sys.stderr)
+    cut = cut_cells(records) if args.format == "latex" else ()
+    said = misfits(records, is_text), remarks(records), same_draws(records)
+    warn(args.quiet, *said, cut, mixtures(made))
     if is_text:
         latex = args.format == "latex"
         text = upstreams_tables(records, methods, latex, theirs, args.reference)

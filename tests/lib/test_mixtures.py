@@ -99,6 +99,15 @@ def test_runs_of_one_draw_that_are_no_copies_are_named():
     )
 
 
+def test_what_chose_as_published_has_a_row_of_its_own_in_few_shot_tables():
+    """Elsewhere it has not: its runs count as one with the others of their draw."""
+    published = {"hparams": {"as_published": True}}
+    asked = {"hparams": '{"as_published": true}'}
+    for shots, n in ({"shots": 4}, 0), ({}, 1):
+        both = [run(**shots), run(**shots, **asked) | published]
+        assert len([*same_draws(Q(both))]) == n
+
+
 def test_a_run_that_went_on_elsewhere_is_a_mixture_itself(tmp_path):
     first = {"versions": ABOUT["versions"], "git": None, "device": "cpu"}
     second = first | {"device": "H200"}

@@ -196,6 +196,21 @@ def test_digests_are_alike_where_protocols_are(tmp_path, show):
     assert frame["protocol_digest"].nunique() == 4  # the datasets', and over both
 
 
+def test_what_runs_have_not_in_common_is_said_beside_the_tables(tmp_path, capsys):
+    folder = sweep(tmp_path / "s")
+    file = folder / "EuroSATGDA040" / "run.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"split": "other"}))
+    more = tmp_path / "more"
+    few_shot_run(more, "EuroSAT", "LFA", [0.5, 0.6], classes="base", seed=7)
+    assert run_main("--input_dir", folder, more) == 0
+    again, unknown, splits = capsys.readouterr().err.splitlines()
+    assert "EuroSAT, LFA" in again and "--seed was 0 and is 7" in again
+    assert "1 of 19 runs do not say what they were made from" in unknown
+    assert "EuroSAT in trial 0, test environments [1, 2], shots 4, classes" in splits
+    assert run_main("--input_dir", folder, more, "--quiet") == 0
+    assert not capsys.readouterr().err
+
+
 def h(base, new):
     return 2 * base * new / (base + new)
 
