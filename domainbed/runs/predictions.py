@@ -53,7 +53,10 @@ def keep(
 
     `sizes` are the environments' numbers of items, `facts` are data, classes and names.
     """
-    arrays = {name: a for name, a in load(file).items() if name.endswith(f"_{chosen}")}
+    arrays = {}
+    if chosen != step:  # else it may have this very step's, of a run that was killed
+        ends = f"_{chosen}"
+        arrays = {name: a for name, a in load(file).items() if name.endswith(ends)}
     parts = [*dict.fromkeys(own.part for own in answers)]
     integer = np.min_scalar_type(facts["classes"])
     for env in {own.env for own in answers}:
