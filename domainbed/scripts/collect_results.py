@@ -253,23 +253,25 @@ def below(
     return published.chosen_as(theirs, method.name, names)
 
 
+def few_shot_method(selection: str | None) -> type[model_selection.SelectionMethod]:
+    """The method that --selection asks for, of few shots; InputError for another."""
+    (method,) = selection_methods(selection or few_shot_records.METHODS[0].name)
+    if method not in few_shot_records.METHODS:
+        raise InputError(
+            f"few-shot runs are chosen by {' or '.join(OF_FEW_SHOTS)}, not by "
+            f"{selection}."
+        )
+    return method
+
+
 def few_shot_tables(
     runs: list[tuple[Path, Q]],
     records: Q,
     made: dict[Path, protocol.Facts],
     args: argparse.Namespace,
 ) -> str:
-    """The tables of few-shot runs; InputError if they are mixed with other runs."""
-    if not all(map(few_shot_records.is_few_shot, records)):
-        raise InputError(
-            "few-shot runs stand beside others in --input_dir; give each their own."
-        )
-    (method,) = selection_methods(args.selection or few_shot_records.METHODS[0].name)
-    if method not in few_shot_records.METHODS:
-        raise InputError(
-            f"few-shot runs are chosen by {' or '.join(OF_FEW_SHOTS)}, not by "
-            f"{args.selection}."
-        )
+    """The tables of few-shot runs."""
+    method = few_shot_method(args.selection)
     if args.format == "paper":
         raise InputError(
             "few-shot runs have no tables in the format paper; --latex has them."
@@ -304,8 +306,8 @@ def few_shot_tables(
 
 def few_shot_wide(table: few_shot.Table) -> dict[str, WideTable]:
     """The table with what can be told apart in it, then the differences in it."""
-    targets, apart = table.block["transfer_to"], table.apart
-    title = table.title + (f", to {targets}" if targets else "")
+    apart = table.apart
+    title = few_shot_records.title_of((*table.block.values(), table.dataset), True)
     tables = {title: WideTable(table.form, ties(table.accs, apart))}
     if len(table.others):
         own = formats.differences(table.others, table.reference, apart)
@@ -436,7 +438,7 @@ def main(argv: list[str] | None = None) -> None:
     runs = read_sweep(*args.input_dir)
     records = reporting.records_of(runs)
     frames.remember(records)
-    if any(map(few_shot_records.is_few_shot, records)):
+    if few_shot_records.all_few_shot(records):
         made = facts_of(*args.input_dir)
         warn(args.quiet, same_draws(records), mixtures(made))
         deliver(few_shot_tables(runs, records, made, args), args)

@@ -7,17 +7,19 @@ both were tested on. See `domainbed.tables.comparison` for the three questions a
 import argparse
 import itertools
 import sys
+from collections.abc import Hashable, Iterator
 from pathlib import Path
 
-from domainbed import datasets, model_selection
+from domainbed import datasets
 from domainbed.lib import reporting
 from domainbed.lib.errors import InputError, UnknownNameError, exits_on_input_error
 from domainbed.lib.mixtures import facts_of
 from domainbed.lib.progress import add_quiet
 from domainbed.lib.reporting import listed, printable
-from domainbed.scripts.collect_results import selection_methods
-from domainbed.tables import comparison, frames, protocol
+from domainbed.scripts.collect_results import few_shot_method, selection_methods
+from domainbed.tables import comparison, few_shot_records, frames, protocol
 from domainbed.tables.answers import Told, read
+from domainbed.tables.few_shot_records import title_of
 
 Cells = dict[tuple[int, int], Told]  # by test environment and trial
 
@@ -33,7 +35,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--input_dir", nargs="+", required=True, help="the sweep's folder, or several")
     add("--algorithms", nargs="+", required=True, help="every pair of them is compared")
     add("--versus", metavar="DIR", help="a sweep: each algorithm with itself there")
-    add("--selection", default="iid", help="the method of model selection")
+    add("--selection", help="the method; default: iid, of few shots last_epoch")
     add("--resamples", type=int, default=10_000, help="of each bootstrap")
     add_quiet(parser)
     args = parser.parse_args(argv)
@@ -45,11 +47,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 class Sweep:
-    """The chosen runs of a sweep and their answers; `without` are those without."""
+    """The chosen runs of a sweep and their answers; `without` are those without.
 
-    def __init__(
-        self, folders: list[str], method: type[model_selection.SelectionMethod]
-    ):
+    They are compared at a place: a dataset, of few shots a table's.
+    """
+
+    def __init__(self, folders: list[str], selection: str | None):
         for folder in folders:
             if not Path(folder).is_dir():
                 raise InputError(f"{folder} is no folder; give a sweep's output_dir.")
@@ -57,31 +60,61 @@ class Sweep:
         if not runs:
             names = " ".join(folders)
             raise InputError(f"{names} holds no results.jsonl with records.")
-        self.method, self.without = method, []
         self.folders = {id(record): folder for folder, run in runs for record in run}
-        self.records = reporting.records_of(runs)
-        self.groups = reporting.get_grouped_records(self.records)
-        self.rows = protocol.of_rows(runs, facts_of(*folders))
+        self.records, made = reporting.records_of(runs), facts_of(*folders)
+        self.without: list[str] = []
+        self.names: dict[int, str] = {}  # of test environments
+        self.few_shots = few_shot_records.all_few_shot(self.records)
+        if self.few_shots:
+            self.method = few_shot_method(selection)
+            self.rows = few_shot_records.protocols(runs, made, self.method)
+            self.chosen = [*few_shot_records.chosen(self.records, self.method)]
+        else:
+            (self.method,) = selection_methods(selection or "iid")
+            self.rows = protocol.of_rows(runs, made)
+            self.groups = reporting.get_grouped_records(self.records)
 
-    def answers(self, dataset: str, algorithm: str) -> Cells:
-        """Of the runs that were chosen, on their test domain's in-split."""
-        if algorithm not in self.records.select("args.algorithm"):
-            known = self.records.select("args.algorithm").unique()
+    @property
+    def places(self) -> dict[Hashable, str]:
+        """{place: what stands above what is said of it}."""
+        if self.few_shots:
+            return {place: title_of(place, True) for place in sorted(self.rows)}
+        names = frames.in_order({*self.rows}, datasets.DATASETS)
+        return dict(zip(names, names, strict=True))
+
+    def tested(
+        self, place: Hashable, algorithm: str
+    ) -> Iterator[tuple[int, dict[int, str], dict]]:
+        """(trial, {test environment: its name}, the record) of each chosen run."""
+        if self.few_shots:
+            for there, label, trial, record in self.chosen:
+                if (there, label) == (place, algorithm):
+                    tests = few_shot_records.tests_of(record)
+                    yield trial, {env: name for env, (name, _) in tests.items()}, record
+            return
+        names = frames.environments(place, self.records)
+        for group in self.groups.filter_equals("dataset,algorithm", (place, algorithm)):
+            if accs := self.method.hparams_accs(group["records"]):
+                _, record = self.method.chosen(accs[0][1])
+                env = group["test_env"]
+                name = names[env] if env < len(names) else f"env{env}"
+                yield group["trial_seed"], {env: name}, record
+
+    def answers(self, place: Hashable, algorithm: str) -> Cells:
+        """Of the runs that were chosen there, on their test domains' in-splits."""
+        known = [*dict.fromkeys(name for rows in self.rows.values() for name in rows)]
+        if algorithm not in known:
             raise UnknownNameError("algorithm", algorithm, known)
         found = {}
-        for group in self.groups.filter_equals(
-            "dataset,algorithm", (dataset, algorithm)
-        ):
-            accs = self.method.hparams_accs(group["records"])
-            if not accs:
-                continue
-            _, record = self.method.chosen(accs[0][1])
-            folder, env = self.folders[id(record)], group["test_env"]
-            own = read(folder, env, record["step"])
-            if own is None:
-                self.without.append(f"{folder} (step {record['step']})")
-            else:
-                found[env, group["trial_seed"]] = own
+        for trial, environments, record in self.tested(place, algorithm):
+            folder = self.folders[id(record)]
+            for env, name in environments.items():
+                own = read(folder, env, record["step"])
+                if own is None:
+                    self.without.append(f"{folder} (step {record['step']})")
+                else:
+                    found[env, trial] = own
+                    self.names[env] = name
         return found
 
 
@@ -105,31 +138,25 @@ def paired(
 @exits_on_input_error
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    (method,) = selection_methods(args.selection)
-    sweep = Sweep(args.input_dir, method)
-    other = Sweep([args.versus], method) if args.versus else sweep
+    sweep = Sweep(args.input_dir, args.selection)
+    other = Sweep([args.versus], args.selection) if args.versus else sweep
     pairs = [*itertools.combinations(dict.fromkeys(args.algorithms), 2)]
     if args.versus:
         pairs = [(name, name) for name in dict.fromkeys(args.algorithms)]
-    present = {*sweep.records.select("args.dataset")}
     compared = 0
-    for dataset in frames.in_order(present, datasets.DATASETS):
-        environments = frames.environments(dataset, sweep.records)
-        own = {a: sweep.answers(dataset, a) for a, _ in pairs}
-        theirs = {b: other.answers(dataset, b) for _, b in pairs}
+    for place, title in sweep.places.items():
+        own = {a: sweep.answers(place, a) for a, _ in pairs}
+        theirs = {b: other.answers(place, b) for _, b in pairs}
         for a, b in pairs:
             first, second = (a, f"{b} of {args.versus}") if args.versus else (a, b)
             cells = paired(own[a], theirs[b], f"{first} and {second}")
             if not cells:
                 continue
             compared += 1
-            named = {
-                environments[env] if env < len(environments) else f"env{env}": trials
-                for env, trials in cells.items()
-            }
-            print(f"\n-------- {printable(dataset)}: {printable(first)} and", end=" ")
-            print(f"{printable(second)}, chosen by {method.name}")
-            protocols = sweep.rows[dataset][a], other.rows[dataset][b]
+            named = {sweep.names[env]: trials for env, trials in cells.items()}
+            print(f"\n-------- {printable(title)}: {printable(first)} and", end=" ")
+            print(f"{printable(second)}, chosen by {sweep.method.name}")
+            protocols = sweep.rows[place][a], other.rows[place][b]
             if changes := protocol.differences(*protocols):
                 print(printable(f"Their protocols differ: {changes}."))
             for text in comparison.sentences(named, first, second, args.resamples):

@@ -19,6 +19,7 @@ from domainbed.tables.few_shot_records import (
     TARGET,
     TEST,
     in_table_order,
+    title_of,
 )
 from domainbed.tables.frames import (
     AVERAGE,
@@ -62,10 +63,7 @@ class Table(NamedTuple):
 
     @property
     def title(self) -> str:
-        source = self.block["drawn_from"]
-        shots = "shot" if self.block["shots"] == 1 else "shots"
-        about = f"{self.block['shots']} {shots}, {self.block['classes']} classes"
-        return f"{self.dataset}, {about}" + (f", from {source}" if source else "")
+        return title_of((*self.block.values(), self.dataset))
 
     @property
     def apart(self) -> Apart:

@@ -3,7 +3,7 @@
 A block is what stands in one table: a number of shots, classes, source and targets.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pandas as pd
 
 from domainbed import datasets
 from domainbed.datasets_few_shot import names_of_targets, names_of_tests
+from domainbed.lib.errors import InputError
 from domainbed.lib.query import Q
 from domainbed.model_selection import (
     IIDAccuracySelectionMethod,
@@ -29,6 +30,16 @@ BASE, NEW, TEST, TARGET = "base", "new", "test", "target"  # kinds of tests
 
 def is_few_shot(record: dict[str, Any]) -> bool:
     return record["args"].get("task") == "few_shot"
+
+
+def all_few_shot(records: Q) -> bool:
+    """Whether they are all of few shots; InputError if only some are."""
+    kinds = {*map(is_few_shot, records)}
+    if len(kinds) > 1:
+        raise InputError(
+            "few-shot runs stand beside others in --input_dir; give each their own."
+        )
+    return kinds == {True}
 
 
 def row_of(record: dict[str, Any]) -> str:
@@ -50,13 +61,10 @@ def accuracies(records: Q, method: type[SelectionMethod]) -> pd.DataFrame:
     the test), trial_seed, acc; in the order of the tables.
     """
     rows = []
-    for (*block, dataset, label, trial), own in records.group(cell_of):
-        draws = method.hparams_accs(own.map(of_one_test))
-        if draws:
-            _, record = method.chosen(draws[0][1])
-            for env, (name, kind) in tests_of(record).items():
-                acc = float(record[f"env{env}_in_acc"])
-                rows.append((*block, dataset, label, env, name, kind, trial, acc))
+    for (*block, dataset), label, trial, record in chosen(records, method):
+        for env, (name, kind) in tests_of(record).items():
+            acc = float(record[f"env{env}_in_acc"])
+            rows.append((*block, dataset, label, env, name, kind, trial, acc))
     columns = ["dataset", "algorithm", "test_env", "environment", "kind", "trial_seed"]
     frame = pd.DataFrame(rows, columns=[*BLOCK, *columns, "acc"])
     places = {
@@ -70,6 +78,18 @@ def accuracies(records: Q, method: type[SelectionMethod]) -> pd.DataFrame:
     )
 
 
+def chosen(
+    records: Q, method: type[SelectionMethod]
+) -> Iterator[tuple[tuple, str, int, dict[str, Any]]]:
+    """What the method chose: (values of BLOCK and dataset), row, trial, record."""
+    for (*place, label, trial), own in records.group(cell_of):
+        alone = own.map(of_one_test)
+        if draws := method.hparams_accs(alone):
+            _, best = method.chosen(draws[0][1])
+            record = next(r for r, one in zip(own, alone, strict=True) if one is best)
+            yield tuple(place), label, trial, record
+
+
 def cell_of(record: dict[str, Any]) -> tuple:
     """Its values of BLOCK, dataset, row and trial: where one draw is chosen."""
     args = record["args"]
@@ -77,6 +97,17 @@ def cell_of(record: dict[str, Any]) -> tuple:
     block = (args.get("classes", "all"), args.get("shots", 0))
     block += (source, " ".join(targets))
     return *block, args["dataset"], row_of(record), args["trial_seed"]
+
+
+def title_of(place: tuple, whole: bool = False) -> str:
+    """What stands above the table of these values of BLOCK and dataset.
+
+    Unless it is `whole` it does not say what is transferred to.
+    """
+    classes, shots, source, targets, dataset = place
+    about = f"{shots} shot{'s' * (shots != 1)}, {classes} classes"
+    title = f"{dataset}, {about}" + (f", from {source}" if source else "")
+    return title + (f", to {targets}" if whole and targets else "")
 
 
 def of_one_test(record: dict[str, Any]) -> dict[str, Any]:

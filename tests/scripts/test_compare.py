@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import shutil
 
 import numpy as np
@@ -14,7 +15,9 @@ from domainbed.scripts import compare
 run_main = functools.partial(status_of, compare.main)
 
 
-def write_run(folder, algorithm, env, trial, right, step=5, data="d", labels=None):
+def write_run(
+    folder, algorithm, env, trial, right, step=5, data="d", labels=None, **more
+):
     """A run whose answers to the in-split of its test domain are right or not."""
     n = len(right)
     labels = np.arange(n) % 3 if labels is None else labels
@@ -27,12 +30,13 @@ def write_run(folder, algorithm, env, trial, right, step=5, data="d", labels=Non
     sizes = [n + 5] * 4
     predictions.keep(folder / predictions.NAME, [noted], sizes, facts, step, step)
     args = {"dataset": "PACS", "algorithm": algorithm, "test_envs": [env]}
-    args |= {"trial_seed": trial, "hparams_seed": 0}
+    args |= {"trial_seed": trial, "hparams_seed": 0} | more
     accs = {f"env{i}_{part}_acc": 0.5 for i in range(4) for part in ("in", "out")}
     accs[f"env{env}_in_acc"] = float(np.mean(right))
     lines = [
         json.dumps(
-            {"step": s, "args": args, **accs, "env0_out_acc": 0.5 + 0.1 * (s == step)}
+            {"step": s, "args": args, "hparams": {}, **accs}
+            | {"env0_out_acc": 0.5 + 0.1 * (s == step)}
         )
         for s in (0, step)
     ]
@@ -95,6 +99,29 @@ def test_other_images_are_refused_with_both_digests(other, sweep, capsys):
     )
     digests = err.split("trial 1: ")[1].split(".")[0].split(" and ")
     assert digests[0] != digests[1]
+
+
+def test_few_shots_are_compared_by_their_number(tmp_path, capsys):
+    """Of each test, at the last epoch."""
+    few = {"task": "few_shot", "dataset": "EmojiDG", "source": "noto", "classes": "all"}
+    for shots, n_right in ((4, 60), (16, 90)):
+        for name, n in (("GDA", 50), ("LFA", n_right)):
+            own = few | {"shots": shots}
+            folder, right = tmp_path / f"{name}{shots}", np.arange(100) < n
+            write_run(folder, name, 1, 0, right, data=str(shots), **own)
+    assert run_main("--input_dir", tmp_path, "--algorithms", "GDA", "LFA") == 0
+    said = capsys.readouterr().out
+    titles = re.findall("-------- (.*)", said)
+    assert titles == [
+        f"EmojiDG, {shots} shots, all classes, from noto: GDA and LFA, chosen by last "
+        "epoch"
+        for shots in (4, 16)
+    ]
+    points = re.findall(r"fluent: GDA is worse than LFA by ([\d.]+) points", said)
+    assert points == ["10.0", "40.0"]
+    refused = ("--algorithms", "GDA", "LFA", "--selection", "oracle")
+    assert run_main("--input_dir", tmp_path, *refused) == 2
+    assert "chosen by iid or last_epoch" in capsys.readouterr().err
 
 
 def test_two_sweeps_are_compared_and_may_be_moved(sweep, tmp_path, capsys):
