@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from domainbed.algorithms import HparamRows
 
 
+SEEDS = 2**32  # numpy's are below
+
+
 def resolve_hparams(
     args: argparse.Namespace, of_task: HparamRows | None = None
 ) -> dict[str, Any]:
@@ -35,6 +38,8 @@ def check_numbers(args: argparse.Namespace) -> None:
     """InputError for a count below its least value, or a fraction that leaves none."""
     check_at_least(args, steps=0, checkpoint_freq=1, num_workers=0)
     check_at_least(args, seed=0, trial_seed=0, hparams_seed=0)
+    if args.seed >= SEEDS:
+        raise InputError(f"--seed is {args.seed}; it must be below {SEEDS}, 2**32.")
     check_fractions(args)
 
 

@@ -79,6 +79,7 @@ def test_clip_methods_search_their_papers_space():
         ({"resnet18": 1}, "default, False; write true"),
         ({"batch_size": 0}, "'batch_size' is 0; it must be at least 1"),
         ({"batch_size": -4}, "'batch_size' is -4; it must be at least 1"),
+        ({"batch_size": 10**400}, r"'batch_size' is 10+; it must be below 2\*\*63"),
         ({"rank": 0}, "'rank' is 0; it must be at least 1"),
         ({"lr": -0.1}, "'lr' is -0.1; it must be at least 0"),
         ({"lr": math.nan}, "'lr' is nan; it must be"),

@@ -411,6 +411,12 @@ def test_seeds_are_not_negative(flag):
         arguments.check_numbers(train.parse_args([flag, "-1"]))
 
 
+def test_a_seed_is_below_numpys():
+    arguments.check_numbers(train.parse_args(["--seed", str(2**32 - 1)]))
+    with pytest.raises(InputError, match="--seed is 4294967296; it must be below"):
+        arguments.check_numbers(train.parse_args(["--seed", str(2**32)]))
+
+
 def test_a_home_folder_is_meant_by_its_sign(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     args = train.parse_args(["--data_dir=~/new", "--output_dir", "~"])

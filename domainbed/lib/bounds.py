@@ -11,6 +11,7 @@ from typing import Any
 
 from domainbed.lib.errors import InputError
 
+INTEGERS = 2**63  # torch's are below
 Draw = Callable[[Any], Any]
 Row = tuple[Any, Draw | None]
 
@@ -55,6 +56,8 @@ def check_bounds(name: str, value: Any, row: Row) -> None:
     """
     if type(value) not in (int, float):
         return
+    if type(value) is int and abs(value) >= INTEGERS:
+        raise InputError(f"hyperparameter {name!r} is {value}; it must be below 2**63.")
     bounds = row if isinstance(row, Bounded) else at_least(-math.inf, None)
     if math.isfinite(value) and bounds.least <= value <= bounds.most:
         return

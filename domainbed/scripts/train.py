@@ -47,6 +47,14 @@ def logs(folder: RunFolder) -> Iterator[None]:
         yield
 
 
+def lacked(error: Exception) -> str:
+    """Which memory had no room for what the error is of, "" of other errors."""
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return "GPU memory"
+    whole = isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
+    return "memory" if whole else ""
+
+
 @contextlib.contextmanager
 def failures_recorded(folder: RunFolder) -> Iterator[None]:
     """What goes wrong inside ends in `failed` and, with the remedy, in an exit."""
@@ -57,9 +65,6 @@ def failures_recorded(folder: RunFolder) -> Iterator[None]:
     except InputError as error:
         folder.fail(2, str(error))
         raise
-    except torch.cuda.OutOfMemoryError as error:
-        traceback.print_exc()
-        sentence = f"out of GPU memory ({error}); lower the hyperparameter batch_size"
     except OSError as error:
         traceback.print_exc()
         sentence = f"{type(error).__name__}: {error}"
@@ -71,6 +76,8 @@ def failures_recorded(folder: RunFolder) -> Iterator[None]:
     except Exception as error:
         traceback.print_exc()
         sentence = f"{type(error).__name__}: {error}"
+        if memory := lacked(error):
+            sentence = f"out of {memory} ({error}); lower the hyperparameter batch_size"
     else:
         return
     sentence = " ".join(sentence.split())

@@ -198,9 +198,23 @@ def test_a_disk_that_fills_up_loses_nothing(tmp_path):
     assert lines(full) == lines(whole)
 
 
-def test_running_out_of_gpu_memory_says_what_to_lower(tmp_path, monkeypatch, capsys):
+def of_gpu():
+    raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+
+@pytest.mark.parametrize(
+    "ask, said",
+    [
+        (of_gpu, "out of GPU memory (CUDA out"),
+        (lambda: torch.empty(2**60), "out of memory ([enforce fail"),
+        (lambda: bytearray(2**62), "out of memory ("),
+    ],
+)
+def test_running_out_of_memory_says_what_to_lower(
+    ask, said, tmp_path, monkeypatch, capsys
+):
     def update(self, minibatches, unlabeled=None):
-        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        ask()
 
     monkeypatch.setattr("domainbed.algorithms.ERM.update", update)
     with pytest.raises(SystemExit) as ended:
@@ -208,6 +222,7 @@ def test_running_out_of_gpu_memory_says_what_to_lower(tmp_path, monkeypatch, cap
     assert ended.value.code == 1
     folder = RunFolder(tmp_path)
     assert folder.state == "failed"
+    assert folder.last_error().startswith(said)
     assert "lower the hyperparameter batch_size" in folder.last_error()
     assert folder.last_error() in capsys.readouterr().err
 
