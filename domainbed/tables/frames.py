@@ -6,6 +6,7 @@ An accuracy is a share, 0 to 1; means and errors are in percent, as tables have 
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -36,6 +37,14 @@ def error_of(values: Iterable[float]) -> float:
     values = [*values]
     mean = mean_of(values)
     return math.sqrt(math.fsum((value - mean) ** 2 for value in values)) / len(values)
+
+
+def means_of(groups: Any) -> pd.Series:
+    """Of grouped accuracies, NaN where one is.
+
+    Rounded far below an image's share: means that are equal are so to every digit.
+    """
+    return groups.agg(mean_of).round(12)
 
 
 def as_shown(mean: float) -> float:

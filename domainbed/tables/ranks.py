@@ -14,7 +14,7 @@ from scipy import stats
 
 from domainbed.lib.optional import require
 from domainbed.names import algorithm_names
-from domainbed.tables.frames import in_order
+from domainbed.tables.frames import in_order, means_of
 from domainbed.tables.ties import FEWEST, LEVEL
 
 SHARE = 0.25  # cut off at each end
@@ -34,7 +34,7 @@ def whole(scores: pd.DataFrame) -> pd.DataFrame:
     in the order of the tables.
     """
     cells = scores.groupby(["dataset", "algorithm"], sort=False)["acc"]
-    form = cells.agg(lambda accs: accs.mean(skipna=False)).unstack("algorithm")
+    form = means_of(cells).unstack("algorithm")
     return form[in_order(form, algorithm_names())].dropna(axis="columns")
 
 

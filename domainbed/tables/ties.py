@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from domainbed.tables.frames import means_of
 from domainbed.tables.protocol import TOGETHER, Apart
 
 LEVEL = 0.05  # family-wise: of all pairs of a table together
@@ -57,7 +58,7 @@ def ties(accs: pd.DataFrame, apart: Apart = TOGETHER) -> Ties:
 def compared(accs: pd.DataFrame) -> tuple[dict[str, list[str]], str]:
     """The letters of rows of one protocol, and the note."""
     cells = accs.groupby(["dataset", "environment", "algorithm"], sort=False)["acc"]
-    means = cells.agg(lambda trials: trials.mean(skipna=False)).unstack("algorithm")
+    means = means_of(cells).unstack("algorithm")
     means = means[[*dict.fromkeys(accs["algorithm"])]]
     whole = means.dropna(axis="columns")
     left = [name for name in means if name not in whole]

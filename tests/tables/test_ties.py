@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from domainbed.tables import ranks
 from domainbed.tables.ties import groups_of, letters_of, p_values, statistics, ties
 
 FOUR = np.ones(4)
@@ -33,6 +34,19 @@ def apart(accs):
         for b, theirs in letters.items()
         if a < b and not {*mine} & {*theirs}
     }
+
+
+def test_the_order_of_trials_tells_no_rows_apart():
+    """0.1 + 0.2 + 0.3 is another sum than 0.2 + 0.3 + 0.1, in the last digit."""
+    orders = {"LFA": [0.1, 0.2, 0.3], "ERM": [0.3, 0.2, 0.1], "MIRO": [0.2, 0.3, 0.1]}
+    orders["CORAL"] = [0.2, 0.2, 0.2]
+    accs = frame({name: [0] * 6 for name in orders}, trials=3)
+    accs["acc"] = [
+        orders[row.algorithm][row.trial_seed] for row in accs.itertuples(index=False)
+    ]
+    assert apart(accs) == set()
+    form = ranks.whole(accs.drop(columns="environment"))
+    assert (form.rank(axis="columns") == 2.5).all(axis=None)
 
 
 def equal_methods(r, n_rows):
