@@ -6,10 +6,9 @@ installed. The launcher waits for all, and says so if its own node is lost.
 """
 
 import contextlib
-import ctypes
+import functools
 import os
 import re
-import signal
 import subprocess
 import sys
 import threading
@@ -18,6 +17,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from domainbed.lib import misc
+from domainbed.lib.children import die_with
 from domainbed.lib.errors import InputError, UnknownNameError
 from domainbed.lib.optional import require
 
@@ -28,7 +28,6 @@ RETRIES = 10  # of a task, each after the death of its node
 LOOK = 5  # seconds between two looks at the cluster
 PATIENCE = 60  # seconds that it may take to answer
 LOST = 1  # the exit status of a run that Ray gave up
-PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
 class RayLauncher:
@@ -105,15 +104,10 @@ def run_task(command: str, threads: str | None) -> int:
     environment.pop("OMP_NUM_THREADS", None)
     if threads:
         environment["OMP_NUM_THREADS"] = threads
+    dies = functools.partial(die_with, os.getpid())
     return subprocess.run(
-        f"exec {command}", shell=True, env=environment, preexec_fn=die_with_parent
+        f"exec {command}", shell=True, env=environment, preexec_fn=dies
     ).returncode
-
-
-def die_with_parent() -> None:
-    """Linux kills this process when its parent ends, however that ends."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def within(seconds: float, function: Any) -> Any:

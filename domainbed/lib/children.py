@@ -1,6 +1,10 @@
-"""A function in a process of its own, which ends with all that it has imported."""
+"""Functions in processes of their own, and processes that end with their parent."""
 
+import ctypes
 import multiprocessing
+import os
+import signal
+import sys
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -9,6 +13,19 @@ from typing import Any
 
 from domainbed.lib import misc
 from domainbed.lib.errors import InputError
+
+PR_SET_PDEATHSIG = 1  # of prctl(2)
+
+
+def die_with(parent: int) -> None:
+    """Linux kills this process when its parent ends, however that ends.
+
+    `parent` is its number: if that has ended already, this process ends at once.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def in_child(function: Callable, *args: Any) -> Any:

@@ -7,6 +7,8 @@ that can `gather(indices)` is read a batch at a time, here, without worker proce
 """
 
 import itertools
+import multiprocessing
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -14,6 +16,7 @@ from functools import partial
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from domainbed.lib.children import die_with
 from domainbed.lib.errors import InputError
 from domainbed.lib.misc import seed_hash
 from domainbed.lib.shots import batches_per_epoch, epoch_batches
@@ -63,8 +66,12 @@ class _SeededItems(Dataset):
 def batches_of(loader: DataLoader) -> Iterator[list[torch.Tensor]]:
     """What the loader gives; InputError where its processes cannot live.
 
-    They are started now, so that several loaders' start together.
+    They are started now, so that several loaders' start together. Where they are this
+    process's children they end with it: torch's wait for ever if it was killed before
+    they have looked who it is.
     """
+    if loader.num_workers and multiprocessing.get_start_method() == "fork":
+        loader.worker_init_fn = partial(end_with, os.getpid())
     try:
         iterator = iter(loader)
     except OSError as error:
@@ -79,6 +86,11 @@ def batches_of(loader: DataLoader) -> Iterator[list[torch.Tensor]]:
     else:
         return guarded(iterator)
     raise refused
+
+
+def end_with(parent: int, worker: int) -> None:
+    """What a loader's process begins with."""
+    die_with(parent)
 
 
 def guarded(iterator: Iterator) -> Iterator:

@@ -1,3 +1,4 @@
+import ctypes
 import itertools
 import os
 import signal
@@ -8,7 +9,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset, TensorDataset
 
-from domainbed.lib import fast_data_loader
+from domainbed.lib import children, fast_data_loader
 from domainbed.lib.errors import InputError
 from domainbed.lib.fast_data_loader import (
     EpochLoader,
@@ -127,6 +128,30 @@ def test_a_killed_process_is_said_with_the_remedy():
         InputError, match=r"a process that loads images ended .*lower --num_workers"
     ):
         list(FastDataLoader(Deadly(), 2, 1))
+
+
+class Killed(Dataset):
+    """What Linux sends a process that reads an item when its parent ends."""
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        number = ctypes.c_int()
+        ctypes.CDLL(None).prctl(2, ctypes.byref(number))  # PR_GET_PDEATHSIG
+        return number.value, 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux's way")
+def test_processes_that_load_end_with_their_run():
+    """Not when they notice, which some never do."""
+    (killed_by, _), *_ = FastDataLoader(Killed(), 1, 1)
+    assert killed_by.item() == signal.SIGKILL
+    orphan = os.fork()
+    if not orphan:
+        children.die_with(os.getppid() + 1)  # as if the parent had ended before
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(orphan, 0)[1]) == -signal.SIGKILL
 
 
 def test_an_epoch_takes_one_view_of_each_item():
