@@ -203,11 +203,10 @@ def test_pictures_that_imagefolder_leaves_out_are_counted(tmp_path, capsys):
     assert "are left out: 2 .gif, 1 .jfif; names" in capsys.readouterr().err
 
 
-def test_what_a_known_dataset_lacks_is_said(tmp_path, capsys):
+def test_domains_of_other_names_are_taken_in_order_which_is_said(tmp_path, capsys):
     make_image_folder(tmp_path / "VLCS", ["1", "2", "3", "4"], ["bird", "Car"], n=2)
     datasets.VLCS(str(tmp_path), [0], PLAIN)
     said = capsys.readouterr().err
-    assert "lacks 3 of the dataset's 5 classes: chair, dog, person" in said
     assert "1, 2, 3, 4 are taken for C, L, S, V, in that order" in said
     for old, new in zip("1234", ["SUN", "Caltech", "PASCAL", "LabelMe"], strict=True):
         (tmp_path / "VLCS" / old).rename(tmp_path / "VLCS" / new)

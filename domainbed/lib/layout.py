@@ -90,8 +90,8 @@ def are_parts(names: list[str]) -> bool:
 def check_classes(folder: Path, classes: list[str], known: Sequence[str]) -> None:
     """InputError unless these can be classes: two or more, not a dataset's parts.
 
-    Of a dataset whose classes are known some must be among them; those that are not,
-    and those that are nowhere, are said on standard error.
+    Of a dataset whose classes are known some must be among them; those that are not are
+    said on standard error.
     """
     there = listed(map(repr, classes), 20) or "none"
     expected = f"{folder} should hold DOMAIN/CLASS/PICTURE"
@@ -116,13 +116,6 @@ def check_classes(folder: Path, classes: list[str], known: Sequence[str]) -> Non
         print(
             f"warning: {folder} has the classes {listed(others)}, which are none of "
             f"the dataset's: {listed(known, 10)}.",
-            file=sys.stderr,
-        )
-    there = {*map(plain, classes)}
-    if missing := [name for name in known if plain(name) not in there]:
-        print(
-            f"warning: {folder} lacks {len(missing)} of the dataset's {len(known)} "
-            f"classes: {listed(missing, 10)}.",
             file=sys.stderr,
         )
 

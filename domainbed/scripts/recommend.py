@@ -79,7 +79,7 @@ class Found(NamedTuple):
 
 def find(folders: list[str], dataset: str, names: list[str]) -> Found:
     """What the runs in these folders say of the methods."""
-    sweep = Sweep(folders, SELECTION)
+    sweep = Sweep(folders, SELECTION.name)
     records = sweep.records.filter(lambda r: r["args"]["algorithm"] in names)
     accs = frames.accuracies(records, SELECTION)
     answers = {name: sweep.answers(dataset, name) for name in names}
