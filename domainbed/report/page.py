@@ -26,7 +26,12 @@ from domainbed.report.many import with_ranks
 from domainbed.report.parts import Block, Part, differences, plural, summary
 from domainbed.report.svg import PALETTE
 from domainbed.tables import frames, protocol
-from domainbed.tables.few_shot_records import METHODS, accuracies, protocols
+from domainbed.tables.few_shot_records import (
+    METHODS,
+    accuracies,
+    all_few_shot,
+    protocols,
+)
 from domainbed.tables.ties import ties
 
 Methods = Sequence[type[SelectionMethod]]
@@ -54,7 +59,7 @@ def make_report(
             f"--input_dir {input_dir} holds no results.jsonl with records; give a "
             "sweep's output_dir."
         )
-    if is_few_shot(records, runs):
+    if all_few_shot(records, runs["task"].dropna()):
         names = frames.in_order(present, datasets.of_task("few_shot"))
         content = of_few_shots(loaded, made, runs, names, reference, output.parent)
     else:
@@ -82,16 +87,6 @@ def make_report(
         unknown=unknown_runs(runs, output.parent),
         **content,
     )
-
-
-def is_few_shot(records: Q, runs: pd.DataFrame) -> bool:
-    """Whether they are all of that task; InputError if only some are."""
-    tasks = {*runs["task"].dropna()} | {r["args"].get("task", "") for r in records}
-    if "few_shot" in tasks and len(tasks) > 1:
-        raise InputError(
-            "few-shot runs stand beside others in --input_dir; give each their own."
-        )
-    return "few_shot" in tasks
 
 
 def of_few_shots(

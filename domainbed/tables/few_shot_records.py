@@ -28,13 +28,10 @@ METHODS = (LastEpochSelectionMethod, IIDAccuracySelectionMethod)  # the protocol
 BASE, NEW, TEST, TARGET = "base", "new", "test", "target"  # kinds of tests
 
 
-def is_few_shot(record: dict[str, Any]) -> bool:
-    return record["args"].get("task") == "few_shot"
-
-
-def all_few_shot(records: Q) -> bool:
-    """Whether they are all of few shots; InputError if only some are."""
-    kinds = {*map(is_few_shot, records)}
+def all_few_shot(records: Q, tasks: Iterable[str] = ()) -> bool:
+    """Whether these, and runs of those tasks, are; InputError if only some are."""
+    every = {*tasks, *(r["args"].get("task") for r in records)}
+    kinds = {task == "few_shot" for task in every}
     if len(kinds) > 1:
         raise InputError(
             "few-shot runs stand beside others in --input_dir; give each their own."
