@@ -6,6 +6,7 @@ launcher see the same examples in the same order, augmented the same way. A data
 that can `gather(indices)` is read a batch at a time, here, without worker processes.
 """
 
+import functools
 import itertools
 import multiprocessing
 import os
@@ -185,19 +186,23 @@ class FastDataLoader:
         self.dataset, self.batch_size = dataset, batch_size
         self.num_workers = num_workers
 
-    def __iter__(self) -> Iterator[list[torch.Tensor]]:
-        n, size = len(self.dataset), self.batch_size
-        if hasattr(self.dataset, "gather"):
-            starts = range(0, n, size)
-            return (self.dataset.gather(range(i, min(i + size, n))) for i in starts)
-        loader = DataLoader(
+    @functools.cached_property
+    def loader(self) -> DataLoader:
+        """What reads items one by one, made once for all evaluations."""
+        return DataLoader(
             _SeededItems(self.dataset),
-            size,
-            sampler=[(i, seed_hash("evaluated", i)) for i in range(n)],
+            self.batch_size,
+            sampler=[(i, seed_hash("evaluated", i)) for i in range(len(self.dataset))],
             num_workers=self.num_workers,
             generator=torch.Generator(),
         )
-        return batches_of(loader)
+
+    def __iter__(self) -> Iterator[list[torch.Tensor]]:
+        if not hasattr(self.dataset, "gather"):
+            return batches_of(self.loader)
+        n, size = len(self.dataset), self.batch_size
+        starts = range(0, n, size)
+        return (self.dataset.gather(range(i, min(i + size, n))) for i in starts)
 
     def __len__(self) -> int:
         return -(-len(self.dataset) // self.batch_size)
