@@ -13,7 +13,7 @@ from domainbed.launchers.ray import RayLauncher
 from domainbed.launchers.slurm import SlurmLauncher
 from domainbed.lib.errors import InputError, UnknownNameError
 
-Launcher = Callable[..., list[int]]
+Launcher = Callable[..., list[int | None]]  # None: it was not run to its end
 
 
 def local_launcher(commands: list[str]) -> list[int]:

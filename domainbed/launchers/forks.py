@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import shlex
 import threading
+import time
 from collections.abc import Callable, Iterable
 from multiprocessing import connection, forkserver
 from multiprocessing.process import BaseProcess
@@ -55,15 +56,20 @@ def start(function: Callable[..., Any], *args: Any) -> BaseProcess:
     return child
 
 
-def wait(child: BaseProcess) -> int:
+def wait(child: BaseProcess, until: float | None = None) -> int | None:
     """Its exit status once it has ended, negative the signal that has ended it.
 
+    At `until`, of time.monotonic, it is told to end (SIGTERM); the status is then None.
     Each start asks for the statuses of all children, and each can be read only once:
     two threads that read one at the same time would find another, 255.
     """
-    connection.wait([child.sentinel])
+    left = None if until is None else max(0.0, until - time.monotonic())
+    in_time = bool(connection.wait([child.sentinel], left))
+    if not in_time:
+        child.terminate()
+        connection.wait([child.sentinel])
     with STATUSES:
-        return child.exitcode
+        return child.exitcode if in_time else None
 
 
 def train(command: str) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,9 @@ from domainbed.lib.memory import free_bytes
 RUN = 2**30  # bytes that a run is taken to need; one that needs more is tried alone
 
 
-def pool_launcher(commands: list[str], jobs: int | None = None) -> list[int]:
+def pool_launcher(
+    commands: list[str], jobs: int | None = None, until: float | None = None
+) -> list[int | None]:
     """`jobs` commands at a time, in children of a process that has all ready (`warm`).
 
     Importing torch and reading a CLIP takes seconds, most of a job's time where a small
@@ -24,6 +27,8 @@ def pool_launcher(commands: list[str], jobs: int | None = None) -> list[int]:
     it, the others go on. Each gets the GPU on which the fewest run. By default as many
     run at once as `at_once` says; what was killed for want of memory then goes on
     alone, once.
+    At `until`, of time.monotonic, what runs saves its state and ends and nothing more
+    is begun; the status of these is None.
     """
     gpus = visible_gpus()
     if jobs is None:
@@ -32,12 +37,14 @@ def pool_launcher(commands: list[str], jobs: int | None = None) -> list[int]:
     if any(map(forks.is_train, commands)):
         forks.start_server(commands)
 
-    def run(command: str) -> tuple[int, bool]:
+    def run(command: str) -> tuple[int | None, bool]:
         """Its exit status, and whether the machine ran out of memory meanwhile."""
         before = out_of_memory_kills()
         with slots.one() as gpu:
-            if forks.is_train(command):
-                status = forks.wait(forks.start(train_here, command, gpu))
+            if until is not None and time.monotonic() >= until:
+                status = None
+            elif forks.is_train(command):
+                status = forks.wait(forks.start(train_here, command, gpu), until)
             else:
                 status = run_command(command, **gpu)
         killed = status in (-signal.SIGKILL, 128 + signal.SIGKILL)

@@ -19,7 +19,7 @@ from domainbed.lib.errors import InputError, check_at_least, exits_on_input_erro
 from domainbed.lib.paths import user_path
 from domainbed.lib.progress import add_quiet, silenced
 from domainbed.model_selection import IIDAccuracySelectionMethod as SELECTION
-from domainbed.recommend.trials import COSTS, Trials, cost_of, extent, shown
+from domainbed.recommend.trials import COSTS, TIME, Trials, cost_of, extent, shown
 from domainbed.scripts.compare import Sweep, paired
 from domainbed.tables import comparison, frames
 from domainbed.tables.recommendation import Ranking, ranking
@@ -106,7 +106,7 @@ def command_of(trials: Trials, found: Found) -> str:
     """What trains the best method on all pictures."""
     best = found.ranking.best
     words = ["python", "-m", "domainbed.scripts.train", "--dataset", trials.name]
-    words += ["--algorithm", best, "--hparams", trials.hparams]
+    words += ["--algorithm", best, "--hparams", trials.hparams(best)]
     words += ["--hparams_seed", str(found.draw), "--trial_seed", str(found.trial)]
     words += ["--steps", str(found.steps), "--test_envs", "none"]
     own = algorithms.get_algorithm_class(best)
@@ -137,7 +137,7 @@ def lines_of(
     yield f"{INTERVALS} {ranked.note} {BEST}"
     for why in dict.fromkeys(left_out.values()):
         who = ", ".join(name for name, own in left_out.items() if own == why)
-        yield f"Left out for want of time: {who}." if why == "time" else f"{who}: {why}"
+        yield f"Left out for want of time: {who}." if why == TIME else f"{who}: {why}"
     yield ""
     by_cost = sorted((row.algorithm for row in ranked.rows), key=cost_of)
     of_folds = trials.name.startswith(FOLDS)
@@ -159,7 +159,7 @@ def main(argv: list[str] | None = None) -> None:
         trials.store()
         measured, left_out = trials.first_round(names)
         if len(measured) < 2:
-            why = next((why for why in left_out.values() if why != "time"), None)
+            why = next((why for why in left_out.values() if why != TIME), None)
             raise InputError(
                 why
                 or f"the budget of {args.budget} was too small: after "

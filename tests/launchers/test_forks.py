@@ -42,3 +42,19 @@ def test_each_thread_hears_how_its_own_process_ended():
     words = [sys.executable, "-c", OF_MANY_THREADS]
     ended = subprocess.run(words, capture_output=True, text=True)
     assert ended.stdout.split() == [str(i) for i in range(120)], ended.stderr
+
+
+UNTIL = """
+import time
+from domainbed.launchers import forks
+forks.start_server([])
+long, short = forks.start(time.sleep, 3600), forks.start(time.sleep, 0)
+hour = time.monotonic() + 3600
+print(forks.wait(short, hour), forks.wait(long, time.monotonic()), long.is_alive())
+"""
+
+
+def test_what_is_not_done_in_time_is_told_to_end():
+    words = [sys.executable, "-c", UNTIL]
+    ended = subprocess.run(words, capture_output=True, text=True, timeout=600)
+    assert ended.stdout == "0 None False\n", ended.stderr

@@ -95,6 +95,18 @@ def test_what_was_killed_for_want_of_memory_goes_on_alone_once(
     assert ("killed for want of memory" in capsys.readouterr().out) == for_memory
 
 
+def test_nothing_is_begun_when_time_is_up(monkeypatch):
+    clock = [0.0]
+
+    def run_command(command):
+        clock[0] += 4
+        return 0
+
+    monkeypatch.setattr(pool, "run_command", run_command)
+    monkeypatch.setattr(pool.time, "monotonic", lambda: clock[0])
+    assert pool.pool_launcher([*"abcd"], jobs=1, until=8.0) == [0, 0, None, None]
+
+
 @pytest.mark.parametrize(
     "flags, reads",
     [

@@ -128,12 +128,55 @@ def test_what_does_not_fit_the_budget_is_not_begun(trials):
     minute = trials("60s")
     measured, left_out = minute.first_round(names)
     assert measured == names[:3]
-    assert left_out == {"CoOp": "time"}  # 66 s more
+    assert left_out == {"CoOp": own.TIME}  # 66 s more
     assert minute.further_rounds(measured) == 1  # 42 s more, and 39 are left
     assert minute.budget.spent == 21
-    more = trials("43s")  # with nothing measured yet, a round is tried
+    more = trials("45s")  # with nothing measured yet, a round is tried
     assert more.further_rounds(measured) == 2
     assert trials("0.1s").first_round(["CLAP"]) == (["CLAP"], {})
+
+
+def test_a_round_that_takes_longer_than_thought_ends_with_the_budget(trials, clock):
+    """Its runs are kept, for the same command with a larger budget."""
+    names = ["ZeroShotCLIP", "GDA", "LFA"]
+    minute = trials("100s")
+    assert minute.first_round(names) == (names, {})
+    launch = minute.launcher
+
+    def slower(commands):
+        """GDA's second run there takes as long as there is time."""
+        if "--algorithm GDA" not in commands[0]:
+            return launch(commands)
+        clock[0] = minute.budget.ends
+        return launch(commands[:1]) + [None] * (len(commands) - 1)
+
+    minute.launcher = slower
+    assert minute.further_rounds(names) == 1
+    assert minute.budget.left <= 0 < minute.budget.seconds - minute.budget.spent
+    more = trials("1h")
+    del more.ran[:]
+    assert more.further_rounds(names) == 4
+    assert more.ran.count("ZeroShotCLIP") == 3 * (3 + 3)  # two draws were there
+    assert more.ran.count("GDA") == 3 * (2 + 3 + 3) - 1
+    late = trials("100s")
+    late.launcher = lambda commands: clock.__setitem__(0, late.budget.ends)
+    assert late.first_round(["CLAP", "CoOp"]) == (
+        [],
+        {"CLAP": own.TIME, "CoOp": own.TIME},
+    )
+
+
+def test_no_draw_of_head2toe_takes_minutes(trials):
+    hour = trials("1h")
+    given = {
+        name: {
+            job.train_args["hparams"] for n in range(4) for job in hour.jobs(name, n)
+        }
+        for name in ("Head2Toe", "LFA")
+    }
+    assert given["LFA"] == {'{"clip_backbone": "emoji"}'}
+    assert given["Head2Toe"] == {'{"clip_backbone": "emoji", "h2t_target": 0}'}
+    assert "h2t_target" in hour.hparams("Head2Toe")
 
 
 def test_a_method_that_fails_is_left_out_with_its_reason(trials, monkeypatch):
@@ -176,17 +219,17 @@ def test_a_folder_of_other_pictures_is_refused(trials, tmp_path):
 
 
 def test_head2toe_waits_for_its_own_features(trials):
-    short = trials("100s")  # a third of what is left after GDA's 3 s are 32 s
+    short = trials("105s")  # a third of what is left after GDA's 3 s is 32 s
     short.storing = 12.0  # beside 21 s of runs
-    assert short.first_round(["GDA", "Head2Toe"]) == (["GDA"], {"Head2Toe": "time"})
+    assert short.first_round(["GDA", "Head2Toe"]) == (["GDA"], {"Head2Toe": own.TIME})
     short.storing = 11.0
     assert short.first_round(["GDA", "Head2Toe"])[1] == {}
 
 
 def test_the_rest_is_for_further_rounds_or_for_what_is_dear(trials, monkeypatch):
     names = ["GDA", "CoOp"]
-    short = trials("75s")  # 72 are left: a third is too little for CoOp's 66
-    assert short.first_round(names) == (["GDA"], {"CoOp": "time"})  # GDA has 6 more
+    short = trials("75s")  # 68 are left: a third is too little for CoOp's 66
+    assert short.first_round(names) == (["GDA"], {"CoOp": own.TIME})  # GDA has 6 more
     monkeypatch.setattr(own, "ROUNDS", ((0, (0,)), (0, tuple(range(1, 30)))))
     short = trials("75s")
     short.spent, short.cost = 3.0, 3.0
