@@ -3,6 +3,7 @@
 Resuming, merging copies and warnings about mixtures all ask here.
 """
 
+import contextlib
 import json
 from typing import Any
 
@@ -50,10 +51,23 @@ DECISIVE = {
 def identity(args: dict[str, Any]) -> dict[str, Any]:
     """The arguments that change a run's numbers; what nobody gave has its default.
 
-    Arguments that this version does not know are among them.
+    Arguments that this version does not know are among them. However they were written,
+    equal ones are written alike: 1.0 as 1, test environments in their order.
     """
     known = DECISIVE | {n: v for n, v in args.items() if n not in NEUTRAL}
-    return known | {"hparams": parsed(known["hparams"])}
+    known |= {"hparams": parsed(known["hparams"])}
+    with contextlib.suppress(TypeError):  # what another program has written
+        known |= {"test_envs": sorted(known["test_envs"])}
+    return alike(known)
+
+
+def alike(value: Any) -> Any:
+    """The value with each whole number in it as an int."""
+    if isinstance(value, dict):
+        return {name: alike(own) for name, own in value.items()}
+    if isinstance(value, list | tuple):
+        return [*map(alike, value)]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def parsed(hparams: Any) -> Any:

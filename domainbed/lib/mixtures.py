@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from domainbed.lib.identity import differences
+from domainbed.lib.identity import differences, identity
 from domainbed.lib.query import Q
 from domainbed.lib.reporting import is_dir, listed, printable
 
@@ -69,7 +69,8 @@ def same_draws(records: Q) -> Iterator[str]:
     for record in records:
         args = record["args"]
         if args is not last:  # a run's records share them
-            cell = tuple(str(args[name]) for name in names)
+            facts = identity(args)
+            cell = tuple(str(facts[name]) for name in names)
             shots = drawn(args)
             apart = shots and record.get("hparams", {}).get("as_published", False)
             own = runs[(*cell, shots, apart)]

@@ -1,5 +1,7 @@
 """What makes two runs one, and that every flag of a run is on one of the lists."""
 
+import json
+
 import pytest
 
 from domainbed.lib.identity import DECISIVE, NEUTRAL, differences, identity
@@ -39,3 +41,27 @@ def test_hparams_are_compared_by_what_they_say(text):
     assert differences({"hparams": '{"lr": 0.1, "rank": 2}'}, {"hparams": text}) == []
     assert differences({"hparams": None}, {"hparams": "{}"}) == []
     assert differences({"hparams": text}, {}) != []
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"hparams": '{"lr": 1}'}, {"hparams": '{"lr": 1.0}'}),
+        ({"hparams": '{"sizes": [1, 2]}'}, {"hparams": '{"sizes": [1.0, 2]}'}),
+        ({"uda_holdout_fraction": 0}, {"uda_holdout_fraction": 0.0}),
+        ({"test_envs": [0, 2]}, {"test_envs": [2, 0]}),
+    ],
+)
+def test_a_run_is_the_same_however_its_numbers_are_written(one, other):
+    assert json.dumps(identity(one)) == json.dumps(identity(other))  # as copies are
+    assert differences(one, other) == []
+
+
+def test_true_is_no_number():
+    one, other = {"hparams": '{"x": true}'}, {"hparams": '{"x": 1}'}
+    assert json.dumps(identity(one)) != json.dumps(identity(other))
+
+
+def test_test_environments_that_another_program_wrote_are_left_as_they_are():
+    assert identity({"test_envs": None})["test_envs"] is None
+    assert identity({"test_envs": [None, 1]})["test_envs"] == [None, 1]

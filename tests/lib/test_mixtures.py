@@ -117,3 +117,14 @@ def test_a_run_that_went_on_elsewhere_is_a_mixture_itself(tmp_path):
     assert list(mixtures(facts_of(tmp_path))) == [
         "warning: runs differ in device: cpu (2 runs), cpu then H200 (1 runs)"
     ]
+
+
+def test_the_order_in_which_test_environments_are_named_makes_no_other_draw():
+    names = ("dataset", "algorithm", "trial_seed", "hparams_seed")
+    args = dict.fromkeys(names, 0) | {"test_envs": [0, 1], "steps": 5}
+    other = args | {"test_envs": [1, 0]}
+    records = [{"args": args, "hparams": {}}, {"args": other, "hparams": {}}]
+    assert [*same_draws(Q(records))] == []
+    records[1]["args"] = other | {"steps": 7}
+    (line,) = same_draws(Q(records))
+    assert "--steps was 5 and is 7" in line
