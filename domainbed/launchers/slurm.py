@@ -27,7 +27,7 @@ from domainbed.launchers import forks, task
 from domainbed.lib import misc
 from domainbed.lib.errors import InputError, UnknownNameError
 from domainbed.lib.optional import require
-from domainbed.runs.folder import RunFolder
+from domainbed.runs.folder import RunFolder, end_of
 
 # What --slurm takes, and submitit's name for it.
 KEYS = {
@@ -360,7 +360,8 @@ def place_in_queue(folder: RunFolder, state: str, reason: str) -> tuple[str, str
     if state and state not in ENDED:
         return "queued", reason
     # A node that fails or a requeue is "CANCELLED AT ... DUE TO ...".
-    ends = re.findall(r"CANCELLED AT [^\n]*", folder.slurm_log())
+    log = end_of(folder.slurm.get("log", ""))
+    ends = re.findall(r"CANCELLED AT [^\n]*", log)
     if state == "CANCELLED" or (ends and "DUE TO" not in ends[-1]):
         return "cancelled", "launch --retry submits it again"
     return "lost", f"no job is to run it ({state or 'cancelled, or lost'})"
@@ -368,9 +369,4 @@ def place_in_queue(folder: RunFolder, state: str, reason: str) -> tuple[str, str
 
 def job_of(folder: RunFolder) -> str | None:
     """The job that is to run it; None if none is or the run has failed in it."""
-    if folder.failure() is not None:
-        return None
-    try:
-        return str(json.loads((folder.path / "slurm").read_text())["job"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    return None if folder.failure() is not None else folder.slurm.get("job")

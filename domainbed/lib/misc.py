@@ -171,6 +171,15 @@ def write_whole(path: Path, content: str | bytes | memoryview) -> None:
         part.unlink(missing_ok=True)
 
 
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in the file, {} if that cannot be read."""
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
 def save_whole(path: Path, value: Any) -> None:
     """torch.save to a file that appears whole; a full disk is an OSError."""
     import torch

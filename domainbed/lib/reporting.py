@@ -127,6 +127,15 @@ def parse_record(line: str | bytes) -> dict[str, Any] | None:
         return None
 
 
+def first_record(folder: Path) -> dict[str, Any] | None:
+    """The first record of a run's folder, None where that is not a whole one."""
+    file = folder / "results.jsonl"
+    if not file.is_file():
+        return None
+    with open(file, "rb") as lines:
+        return parse_record(lines.readline())
+
+
 def parse(line: str | bytes) -> dict[str, Any]:
     """The record on a line; ValueError says what is wrong if it is not a whole one."""
     try:

@@ -13,6 +13,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from domainbed.lib import reporting
+from domainbed.lib.misc import read_json
 from domainbed.names import algorithm_names
 from domainbed.report.parts import Block, Part, Table, environment_name, plural, table
 from domainbed.runs.folder import RunFolder
@@ -51,7 +52,7 @@ def run_facts(folder: Path) -> dict[str, Any]:
     about = read_json(folder / "run.json")
     # As a record they are checked as records are.
     record = reporting.parse_record(json.dumps({"step": 0, "args": about.get("args")}))
-    args = (record or first_record(folder)).get("args", {})
+    args = (record or reporting.first_record(folder) or {}).get("args", {})
     test_envs = args.get("test_envs")
     own = RunFolder(folder)
     state = own.state
@@ -64,24 +65,6 @@ def run_facts(folder: Path) -> dict[str, Any]:
         "parameters": about.get("parameters"),
         "device": about.get("device"),
     }
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """The object in the file, {} if that cannot be read."""
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def first_record(folder: Path) -> dict[str, Any]:
-    """The first line of results.jsonl, {} if there is none."""
-    file = folder / "results.jsonl"
-    if not file.is_file():
-        return {}
-    with open(file, "rb") as lines:
-        return reporting.parse_record(lines.readline()) or {}
 
 
 def expected(runs: pd.DataFrame) -> pd.DataFrame:

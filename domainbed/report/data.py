@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 
 from domainbed.lib import reporting
+from domainbed.lib.misc import read_json
 from domainbed.lib.query import Q
 from domainbed.model_selection import SelectionMethod, environments, get_test_records
 from domainbed.names import algorithm_names
-from domainbed.report.coverage import read_json
 from domainbed.report.parts import environment_name
 from domainbed.tables import frames
 

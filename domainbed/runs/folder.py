@@ -22,6 +22,7 @@ from domainbed.lib.claim import Beat, Claim
 from domainbed.lib.errors import InputError
 
 LAST_LINES = 5  # of a log, kept in `failed`
+MOST_BYTES = 10_000  # of a log's end, that are looked at
 STATES = ("done", "running", "failed", "stale", "waiting", "not launched")
 
 
@@ -36,20 +37,13 @@ class RunFolder:
     def log(self) -> Path:
         """Where the last error stands: err.txt or, if it never began, Slurm's log."""
         own = self.path / "err.txt"
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            if not own.exists():
-                return Path(json.loads((self.path / "slurm").read_text())["log"])
-        return own
+        return own if os.path.exists(own) else Path(self.slurm.get("log", own))
 
-    def slurm_log(self) -> str:
-        """What Slurm's log of its job says last, "" if there is none."""
-        try:
-            log = json.loads((self.path / "slurm").read_text())["log"]
-            with open(log, "rb") as file:
-                file.seek(max(0, os.path.getsize(log) - 10_000))
-                return file.read().decode(errors="replace")
-        except (OSError, ValueError, KeyError, TypeError):
-            return ""
+    @property
+    def slurm(self) -> dict[str, str]:
+        """Slurm's `job` that is to run it, and that job's `log`; {} without one."""
+        about = misc.read_json(self.path / "slurm")
+        return {name: str(value) for name, value in about.items()}
 
     @property
     def state(self) -> str:
@@ -117,13 +111,8 @@ class RunFolder:
 
     def last_lines(self) -> str:
         """The end of the log, without blank lines."""
-        try:
-            with open(self.log, "rb") as file:
-                file.seek(max(0, os.path.getsize(self.log) - 10_000))
-                text = file.read().decode(errors="replace")
-        except OSError:
-            return ""
-        return "\n".join([x for x in text.split("\n") if x.strip()][-LAST_LINES:])
+        lines = [line for line in end_of(self.log).split("\n") if line.strip()]
+        return "\n".join(lines[-LAST_LINES:])
 
     def last_error(self) -> str:
         """Why it does not go on, in one line; the log's last line has the word."""
@@ -144,6 +133,16 @@ class RunFolder:
         except (OSError, ValueError, IndexError, TypeError, KeyError):
             where = "before its first checkpoint"
         return f"ended without a word {where}"
+
+
+def end_of(log: str | Path) -> str:
+    """What a log says last, "" if it cannot be read."""
+    try:
+        with open(log, "rb") as file:
+            file.seek(max(0, os.path.getsize(log) - MOST_BYTES))
+            return file.read().decode(errors="replace")
+    except (OSError, ValueError):  # ValueError: of a name that is no path
+        return ""
 
 
 def signal_name(status: int) -> str | None:

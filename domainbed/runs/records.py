@@ -49,11 +49,7 @@ class RunRecords:
 
     def made_from(self) -> dict[str, Any]:
         """What run.json says, {} if nothing is known."""
-        try:
-            about = json.loads(self.about.read_text())
-            return about if isinstance(about, dict) else {}
-        except (OSError, ValueError):
-            return {}
+        return misc.read_json(self.about)
 
     def begin(self, about: dict[str, Any], step: int) -> None:
         """Write run.json: what the run is made from, and an attempt from that step on.

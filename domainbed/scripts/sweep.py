@@ -13,7 +13,6 @@ import json
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 from domainbed import command_launchers, datasets, flags, hparams_registry
@@ -26,7 +25,7 @@ from domainbed.lib.identity import DECISIVE
 from domainbed.lib.paths import user_path
 from domainbed.lib.progress import JobsProgress, add_quiet, coloured, silenced
 from domainbed.lib.query import Q
-from domainbed.lib.reporting import parse_record
+from domainbed.lib.reporting import first_record
 from domainbed.names import REGISTRY, algorithm_names
 from domainbed.runs.folder import STATES
 from domainbed.runs.jobs import Job, make_args_list, make_few_shot_args_list, stages
@@ -172,18 +171,12 @@ def remember_absent(args: argparse.Namespace) -> None:
         except InputError as error:
             from domainbed.tables import frames  # pandas takes half a second
 
-            own = Q(r for r in first_records(args.output_dir) if r is not None)
+            folders = sorted(Path(args.output_dir).glob("*"))
+            own = Q(map(first_record, folders)).filter_not_none()
             frames.remember(own.filter_equals("args.dataset", name))
             if name not in datasets.AWAY:
                 sentence = f"{error} Nor has {args.output_dir} records of its runs."
                 raise InputError(sentence) from None
-
-
-def first_records(output_dir: str) -> Iterator[dict | None]:
-    """Of each run, None where there is no whole one."""
-    for file in sorted(Path(output_dir).glob("*/results.jsonl")):
-        with open(file) as lines:
-            yield parse_record(next(lines, ""))
 
 
 def check_algorithms(args: argparse.Namespace) -> None:
