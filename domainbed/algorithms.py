@@ -70,6 +70,14 @@ def plain_numbers(logged: dict[str, torch.Tensor | float]) -> dict[str, float]:
     }
 
 
+def reads_stored(
+    algorithm: "Algorithm | type[Algorithm]", hparams: dict[str, Any]
+) -> bool:
+    """Whether it trains on what a frozen CLIP makes of images, and on no images."""
+    frozen = algorithm.TAKES_FEATURES and hparams["clip_transform"]
+    return bool(frozen) or hparams.get("input", "images") != "images"
+
+
 def get_algorithm_class(name: str) -> type["Algorithm"]:
     """The algorithm of that name or alias; NotImplementedError if there is none."""
     return REGISTRY.get(name)

@@ -30,7 +30,7 @@ class Stage(Run):
     """A run in passes over the data, whose rate is set at each checkpoint."""
 
     def loaders(self, role, first=0):
-        splits = [split for split in self.splits if split.role == role]
+        splits = self.splits_of(role)
         return [
             EpochLoader(
                 self.items(split, to_train=True),
@@ -64,8 +64,7 @@ class SearchRun(Stage):
     """The first: the rate falls by the training environments' held-out loss."""
 
     def rate(self):
-        held_out = [split for split in self.splits if split.role == "select"]
-        loaders = [*map(self.read_once, held_out)]
+        loaders = [*map(self.read_once, self.splits_of("select"))]
         rates = self.algorithm.set_lr(loaders, device=self.device)
         return rates[-1] if rates else self.hparams["lr"]
 
@@ -75,6 +74,8 @@ class FullRun(Stage):
 
     Its results begin with the first's.
     """
+
+    MARK = "fd_"
 
     def __init__(self, args: argparse.Namespace, search: SearchRun):
         super().__init__(changed(args, holdout_fraction=0.0, eval="all"))
@@ -99,7 +100,7 @@ class FullRun(Stage):
 
     def evaluate(self, splits=None):
         results = super().evaluate(splits)
-        return {f"fd_{name}": value for name, value in results.items()}
+        return {f"{self.MARK}{name}": value for name, value in results.items()}
 
     def rate(self):
         left = self.algorithm.set_lr(schedule=self.algorithm.lr_schedule)
@@ -108,19 +109,8 @@ class FullRun(Stage):
 
     def validation_accuracy(self, record):
         """The search's at that step; only this run's own records have one."""
-        own = any(name.startswith("fd_") for name in record)
+        own = any(name.startswith(self.MARK) for name in record)
         return self.found.get(record["step"], math.nan) if own else math.nan
-
-    def print_summary(self):
-        best, why = self.task.chosen(self, self.records.read())
-        for env in self.args.test_envs:
-            name, accuracy = (
-                self.dataset.environment_name(env),
-                best[f"fd_env{env}_in_acc"],
-            )
-            print(
-                f"target {name}: {100 * accuracy:.1f} % at step {best['step']}, {why}"
-            )
 
 
 class Records(RunRecords):
@@ -151,7 +141,7 @@ class AutoLR:
                 "auto lr takes each item once a pass; set hyperparameter "
                 "class_balanced to false."
             )
-        if not any(split.role == "select" for split in self.run.splits):
+        if not self.run.splits_of("select"):
             raise InputError(
                 f"--holdout_fraction {args.holdout_fraction} leaves nothing to find a "
                 "learning rate with; raise it."

@@ -53,11 +53,11 @@ class RunEvaluation(RunInputs):
         """
         if self.args.eval == "all":
             return self.evaluate()
-        accuracies = self.evaluate([s for s in self.splits if s.role == "select"])
+        accuracies = self.evaluate(self.splits_of("select"))
         before = map(self.validation_rank, self.records.read())
         last = step >= self.n_steps - 1
         if last or self.validation_rank(accuracies) > max(before, default=-math.inf):
-            accuracies |= self.evaluate([s for s in self.splits if s.role == "test"])
+            accuracies |= self.evaluate(self.splits_of("test"))
         return accuracies
 
     def keep_predictions(self, step: int) -> None:
@@ -82,8 +82,8 @@ class RunEvaluation(RunInputs):
 
     def validation_accuracy(self, record: dict[str, Any]) -> float:
         """The mean over the splits to select on, 0 of none."""
-        keys = [f"{s.name}_acc" for s in self.splits if s.role == "select"]
-        return float(np.mean([record[key] for key in keys] or 0))
+        accs = [record[f"{split.name}_acc"] for split in self.splits_of("select")]
+        return float(np.mean(accs or 0))
 
     def validation_rank(self, record: dict[str, Any]) -> float:
         """What records are chosen by: NaN is worse than all."""

@@ -79,3 +79,11 @@ def parse_args(
     args = parser.parse_args(argv)
     args.hparams = as_json(args.hparams)
     return args
+
+
+def run_args(args: argparse.Namespace) -> argparse.Namespace:
+    """The arguments of a run: what these say of them, else as by default."""
+    run = parse_args([])
+    for name in vars(run).keys() & vars(args).keys():
+        setattr(run, name, getattr(args, name))
+    return run

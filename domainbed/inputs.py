@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import Dataset, Subset
 
 from domainbed import datasets
-from domainbed.algorithms import Algorithm, get_algorithm_class
+from domainbed.algorithms import Algorithm, get_algorithm_class, reads_stored
 from domainbed.arguments import resolve_hparams
 from domainbed.backbones import CLASS_TOKENS, CLIPBackbone, Kind, load_clip
 from domainbed.datasets_features import FeaturesDataset
@@ -58,9 +58,8 @@ class RunInputs:
         """
         provenance.git_state()
         provenance.dataset_fingerprint(self.dataset)
-        frozen = get_algorithm_class(self.args.algorithm).TAKES_FEATURES
-        frozen = frozen and self.hparams["clip_transform"]
-        if (frozen or self.input != "images") and not self.args.no_feature_store:
+        reads = reads_stored(get_algorithm_class(self.args.algorithm), self.hparams)
+        if reads and not self.args.no_feature_store:
             _ = load_clip(self.hparams["clip_backbone"]).fingerprint  # which is kept
             for environment in self.dataset:
                 if isinstance(environment, datasets.ImageEnvironment):
@@ -91,8 +90,7 @@ class RunInputs:
             own = self.backbone.image_projection.cpu()
             projection = own if self.input == "features" else None
             return [Vectors(stored, projection) for stored in self.open_features()]
-        frozen = self.algorithm.TAKES_FEATURES and self.hparams["clip_transform"]
-        if stores and (frozen or self.of_file):
+        if stores and (self.of_file or reads_stored(self.algorithm, self.hparams)):
             self.algorithm.given = self.algorithm.stored_kind.name
             return self.open_features()
         return None
@@ -233,9 +231,13 @@ class RunInputs:
         items = Subset(self.dataset[split.env], split.keys)
         return misc.make_weights_for_balanced_classes(items)
 
+    def splits_of(self, role: str) -> list[Split]:
+        """Those of that role."""
+        return [split for split in self.splits if split.role == role]
+
     def loaders(self, role: str, first: int = 0) -> list[InfiniteDataLoader]:
         """Endless batches, from number `first` on, of every split of that role."""
-        splits = [split for split in self.splits if split.role == role]
+        splits = self.splits_of(role)
         return [
             InfiniteDataLoader(
                 self.items(split, to_train=True),
@@ -255,15 +257,13 @@ class RunInputs:
         """
         self.tell(to_train=False)
         domains = []
-        for split in self.splits:
-            if split.role == "train":
-                labels = misc.labels_of(Subset(self.dataset[split.env], split.keys))
-                generator = random.Random(
-                    misc.seed_hash(self.args.trial_seed, split.env)
-                )
-                places = k_shots(labels, self.hparams["support_shots"], generator)
-                own = split._replace(keys=[split.keys[i] for i in places])
-                domains.append(self.read_once(own))
+        for split in self.splits_of("train"):
+            labels = misc.labels_of(Subset(self.dataset[split.env], split.keys))
+            seed = misc.seed_hash(self.args.trial_seed, split.env)
+            n = self.hparams["support_shots"]
+            places = k_shots(labels, n, random.Random(seed))
+            own = split._replace(keys=[split.keys[i] for i in places])
+            domains.append(self.read_once(own))
         return domains
 
     def examples_to_choose_by(self) -> Iterable:
@@ -273,8 +273,7 @@ class RunInputs:
     def examples(self, role: str) -> Iterable:
         """Batches of the items of every split of that role."""
         self.tell(to_train=False)
-        splits = [split for split in self.splits if split.role == role]
-        return itertools.chain.from_iterable(map(self.read_once, splits))
+        return itertools.chain.from_iterable(map(self.read_once, self.splits_of(role)))
 
     def read_once(self, split: Split) -> Iterable:
         """Batches of a split's items as evaluation sees them, on the run's device."""

@@ -305,9 +305,9 @@ def of_fixed_classes(algorithm: str, test: str) -> InputError:
 
 def check_views(algorithm: str, hparams: dict[str, Any]) -> None:
     """InputError if the method does not train on what a frozen tower makes of them."""
-    frozen = algorithm_for(algorithm).TAKES_FEATURES and hparams["clip_transform"]
-    reads = frozen or hparams.get("input", "images") != "images"
-    if hparams["views"] and not reads:
+    from domainbed.algorithms import reads_stored
+
+    if hparams["views"] and not reads_stored(algorithm_for(algorithm), hparams):
         raise InputError(
             f"hyperparameter views is {hparams['views']}, but {algorithm} trains on "
             "images, not on what a frozen CLIP makes of them; augment=true crops them "

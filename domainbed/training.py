@@ -38,6 +38,8 @@ class Run(RunEvaluation):
     Where it was interrupted it goes on, with the numbers of a run that never was.
     """
 
+    MARK = ""  # before what its records call their accuracies
+
     def __init__(self, args: argparse.Namespace):
         # Sums in another order end in other digits: the number of threads must not
         # depend on how many runs share the machine.
@@ -192,7 +194,7 @@ class Run(RunEvaluation):
         best, why = self.task.chosen(self, self.records.read())
         for env in self.args.test_envs:
             name = self.dataset.environment_name(env)
-            accuracy = 100 * best[f"env{env}_in_acc"]
+            accuracy = 100 * best[f"{self.MARK}env{env}_in_acc"]
             print(f"target {name}: {accuracy:.1f} % at step {best['step']}, {why}")
 
     def save_model(self, filename: str) -> None:

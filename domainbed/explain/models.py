@@ -9,7 +9,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from domainbed import datasets
-from domainbed.algorithms import get_algorithm_class
+from domainbed.algorithms import get_algorithm_class, reads_stored
 from domainbed.algorithms_lfa import CLIPAlgorithm, ZeroShotCLIP
 from domainbed.backbones import clip_transform
 from domainbed.features.store import default_feature_dir, open_features
@@ -53,8 +53,7 @@ class Model:
             images = self.dataset.unaugmented(env)
             stores = isinstance(images, datasets.ImageEnvironment)
             stores = stores and not self.args.get("no_feature_store")
-            takes_them = self.algorithm.TAKES_FEATURES
-            if stores and takes_them and self.hparams["clip_transform"]:
+            if stores and reads_stored(self.algorithm, self.hparams):
                 self.algorithm.given = self.algorithm.stored_kind.name
                 images = self.stored(images)
             self._items[env] = images

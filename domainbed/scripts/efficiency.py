@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from domainbed import algorithms, datasets, flags, hparams_registry
+from domainbed import datasets, flags, hparams_registry
+from domainbed.algorithms import get_algorithm_class, reads_stored
 from domainbed.arguments import environment_numbers, resolve_hparams
 from domainbed.lib import misc
 from domainbed.lib.children import in_child
@@ -23,7 +24,6 @@ from domainbed.lib.errors import (
 from domainbed.lib.paths import user_path
 from domainbed.lib.progress import add_quiet
 from domainbed.runs import provenance
-from domainbed.scripts import train
 from domainbed.tables.costs import SOURCES, extract, measure
 
 # The paper's batch; and what QLoRALFA's first stage has learnt changes no cost.
@@ -78,9 +78,7 @@ def runs_of(args: argparse.Namespace) -> dict[str, argparse.Namespace]:
         }
         hparams = {k: v for k, v in (HPARAMS | asked).items() if k in own}
         hparams_registry.check_hparams(algorithm, args.dataset, hparams)
-        run = train.parse_args([])
-        for name in vars(run).keys() & vars(args).keys():
-            setattr(run, name, getattr(args, name))
+        run = flags.run_args(args)
         run.algorithm, run.hparams = algorithm, json.dumps(hparams)
         runs[algorithm] = run
         known |= own
@@ -105,12 +103,12 @@ def count_items(args: argparse.Namespace) -> int:
 
 def sources_of(run: argparse.Namespace) -> dict[str, argparse.Namespace | None]:
     """The run on each of SOURCES; None where its method cannot read that."""
-    vectors = resolve_hparams(run).get("input", "images") != "images"
-    frozen = algorithms.get_algorithm_class(run.algorithm).TAKES_FEATURES
+    hparams = resolve_hparams(run)
+    reads = reads_stored(get_algorithm_class(run.algorithm), hparams)
     on_images = argparse.Namespace(**vars(run) | {"no_feature_store": True})
     return {
-        "images": None if vectors else on_images,
-        "store": run if vectors or frozen else None,
+        "images": on_images if hparams.get("input", "images") == "images" else None,
+        "store": run if reads else None,
     }
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from domainbed import algorithms, training
+from domainbed import algorithms, flags, training
+from domainbed.algorithms import reads_stored
 from domainbed.arguments import resolve_hparams
 from domainbed.backbones import load_clip
 from domainbed.datasets import ImageEnvironment
@@ -21,13 +22,11 @@ from domainbed.features.entries import (
 )
 from domainbed.features.sharing import TEMPLATES, share
 from domainbed.features.store import default_feature_dir, describe
-from domainbed.flags import HPARAMS_HELP
 from domainbed.hparams_registry import as_json
 from domainbed.lib import feature_file
 from domainbed.lib.errors import InputError, check_at_least, exits_on_input_error
 from domainbed.lib.paths import user_path
 from domainbed.lib.progress import add_quiet, silenced
-from domainbed.scripts import train
 from domainbed.scripts.sweep import ask_for_confirmation, check_confirmation
 
 MORE = {"build": " --dataset PACS", "export": " --dataset PACS --to pacs.npz"}
@@ -71,7 +70,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         )
         if name in ("build", "verify", "export"):
             add("--dataset", required=name != "verify")
-            add("--hparams", nargs="+", help=HPARAMS_HELP)
+            add("--hparams", nargs="+", help=flags.HPARAMS_HELP)
             add("--allow_missing_classes", action="store_true")
             add("--strict_fingerprint", action="store_true", help="as of train")
         if name in ("build", "verify"):
@@ -110,16 +109,12 @@ def run_of(args: argparse.Namespace) -> training.Run:
 
     InputError if it would not read any from a store.
     """
-    flags = train.parse_args([])
-    for name in vars(flags).keys() & vars(args).keys():
-        setattr(flags, name, getattr(args, name))
-    flags.hparams = as_json(args.hparams)
-    hparams = resolve_hparams(flags)
-    frozen = algorithms.get_algorithm_class(args.algorithm).TAKES_FEATURES
-    frozen = frozen and hparams["clip_transform"]
-    if frozen or hparams.get("input", "images") != "images":
-        run = training.Run(flags)
-        reads = run.input != "images" or run.algorithm.TAKES_FEATURES
+    own = flags.run_args(args)
+    own.hparams = as_json(args.hparams)
+    algorithm = algorithms.get_algorithm_class(args.algorithm)
+    if reads_stored(algorithm, resolve_hparams(own)):
+        run = training.Run(own)
+        reads = reads_stored(run.algorithm, run.hparams)
         if isinstance(run.dataset[0], ImageEnvironment) and reads:
             return run
     raise InputError(
