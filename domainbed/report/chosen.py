@@ -7,7 +7,7 @@ import pandas as pd
 from domainbed.model_selection import SelectionMethod
 from domainbed.names import algorithm_names
 from domainbed.report import data
-from domainbed.report.parts import Part, environment_name
+from domainbed.report.parts import Part
 from domainbed.tables import frames
 from domainbed.tables.protocol import Apart, Protocol, apart
 
@@ -52,14 +52,15 @@ class Chosen(NamedTuple):
 
     def named(self, frame: pd.DataFrame) -> pd.DataFrame:
         """The frame with its test environments' names."""
-        names = [environment_name(self.names, env) for env in frame["test_env"]]
+        names = [frames.environment_name(self.names, env) for env in frame["test_env"]]
         return frame.assign(environment=names)
 
     @property
     def legend(self) -> list[tuple[str, str]]:
         """[(colour, name)] of the test environments."""
         envs = sorted(self.draws["test_env"].unique())
-        return [(f"c{env % 10}", environment_name(self.names, env)) for env in envs]
+        names = (frames.environment_name(self.names, env) for env in envs)
+        return [(f"c{env % 10}", name) for env, name in zip(envs, names, strict=True)]
 
 
 def absent(method: type[SelectionMethod]) -> Part:

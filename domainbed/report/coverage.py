@@ -15,7 +15,7 @@ from markupsafe import Markup
 from domainbed.lib import reporting
 from domainbed.lib.misc import read_json
 from domainbed.names import algorithm_names
-from domainbed.report.parts import Block, Part, Table, environment_name, plural, table
+from domainbed.report.parts import Block, Part, Table, plural, table
 from domainbed.runs.folder import RunFolder
 from domainbed.tables import frames
 
@@ -108,7 +108,7 @@ def tested(names: list[str], run: dict[str, Any]) -> str:
     if "shots" in run:
         source = f", from {run['source']}" if run.get("source") else ""
         return f"{plural(run['shots'], 'shot')}, {run['classes']} classes{source}"
-    return " + ".join(environment_name(names, env) for env in run["test_envs"])
+    return " + ".join(frames.environment_name(names, env) for env in run["test_envs"])
 
 
 def problems(rows: pd.DataFrame, root: Path) -> Table:

@@ -15,8 +15,8 @@ from domainbed.lib.misc import read_json
 from domainbed.lib.query import Q
 from domainbed.model_selection import SelectionMethod, environments, get_test_records
 from domainbed.names import algorithm_names
-from domainbed.report.parts import environment_name
 from domainbed.tables import frames
+from domainbed.tables.frames import environment_name
 
 BRANCHES = ("image", "self", "cross", "states")
 Weights = dict[str, dict[str, np.ndarray]]  # name -> {branch: (L,) or (L + 1,)}

@@ -16,7 +16,6 @@ from domainbed import datasets
 from domainbed.lib import reporting
 from domainbed.lib.errors import InputError
 from domainbed.lib.mixtures import facts_of, mixtures, same_draws
-from domainbed.lib.query import Q
 from domainbed.model_selection import OracleSelectionMethod, SelectionMethod
 from domainbed.report import data, few_shot
 from domainbed.report.blocks import attention_block, method_blocks
@@ -90,8 +89,8 @@ def make_report(
 
 
 def of_few_shots(
-    loaded: list[tuple[Path, Q]],
-    made: dict[Path, protocol.Facts],
+    loaded: protocol.Runs,
+    made: protocol.Made,
     runs: pd.DataFrame,
     names: list[str],
     reference: str | None,
@@ -119,7 +118,7 @@ def of_few_shots(
 
 
 def of_domains(
-    loaded: list[tuple[Path, Q]],
+    loaded: protocol.Runs,
     runs: pd.DataFrame,
     names: list[str],
     methods: Methods,

@@ -185,8 +185,3 @@ def plus(value: float) -> str:
 def error(value: float) -> str:
     """The text of a standard error, nothing where there is none."""
     return "" if np.isnan(value) else shown(value)
-
-
-def environment_name(names: Sequence[str], env: int) -> str:
-    """The environment's name, by its number where names do not reach."""
-    return names[env] if env < len(names) else f"env{env}"

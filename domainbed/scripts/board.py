@@ -24,7 +24,8 @@ from domainbed.runs.jobs import Job
 from domainbed.scripts import sweep
 from domainbed.scripts.collect_results import SELECTIONS, read_sweep, selection_methods
 from domainbed.tables import board, frames
-from domainbed.tables.board import Cell, Made, Runs
+from domainbed.tables.board import Cell
+from domainbed.tables.protocol import Made, Runs
 
 SWEEP = ["python", "-m", "domainbed.scripts.sweep", "launch"]
 PLACES = ["--data_dir", "DATA_DIR", "--output_dir", "OUT"]

@@ -182,19 +182,19 @@ def cut_cells(records: Q) -> Iterator[str]:
         )
 
 
-def read_sweep(*input_dirs: str) -> list[tuple[Path, Q]]:
-    """(folder, records) of the sweeps' runs; InputError if there are none."""
+def read_sweep(*input_dirs: str, flag: str = "--input_dir") -> protocol.Runs:
+    """The sweeps' runs; InputError, with the flag that names them, if there is none."""
     for folder in map(Path, input_dirs):
         if not folder.is_dir():
             raise InputError(
-                f"--input_dir {folder} is no folder; give a sweep's output_dir."
+                f"{flag} {folder} is no folder; give a sweep's output_dir."
             )
     runs = reporting.load_runs(*input_dirs)
     if not runs:
         for folder in map(Path, input_dirs):
             if (folder / "results.jsonl").is_file():
                 raise InputError(
-                    f"--input_dir {folder} is a run's own folder; give its sweep's, "
+                    f"{flag} {folder} is a run's own folder; give its sweep's, "
                     f"{folder.resolve().parent}."
                 )
             sweeps = sorted(
@@ -202,11 +202,11 @@ def read_sweep(*input_dirs: str) -> list[tuple[Path, Q]]:
             )
             if sweeps:
                 raise InputError(
-                    f"--input_dir {folder} holds sweeps; give them: --input_dir "
+                    f"{flag} {folder} holds sweeps; give them: {flag} "
                     f"{shlex.join(sweeps)}."
                 )
         raise InputError(
-            f"--input_dir {' '.join(input_dirs)} holds no results.jsonl with records; "
+            f"{flag} {' '.join(input_dirs)} holds no results.jsonl with records; "
             "give a sweep's output_dir."
         )
     return runs
@@ -265,9 +265,9 @@ def few_shot_method(selection: str | None) -> type[model_selection.SelectionMeth
 
 
 def few_shot_tables(
-    runs: list[tuple[Path, Q]],
+    runs: protocol.Runs,
     records: Q,
-    made: dict[Path, protocol.Facts],
+    made: protocol.Made,
     args: argparse.Namespace,
 ) -> str:
     """The tables of few-shot runs."""

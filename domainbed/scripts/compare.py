@@ -8,20 +8,37 @@ import argparse
 import itertools
 import sys
 from collections.abc import Hashable, Iterator
-from pathlib import Path
+from typing import Any, NamedTuple
 
 from domainbed import datasets
 from domainbed.lib import reporting
 from domainbed.lib.errors import InputError, UnknownNameError, exits_on_input_error
 from domainbed.lib.mixtures import facts_of
+from domainbed.lib.paths import user_path
 from domainbed.lib.progress import add_quiet
+from domainbed.lib.query import Q
 from domainbed.lib.reporting import listed, printable
-from domainbed.scripts.collect_results import few_shot_method, selection_methods
+from domainbed.model_selection import SelectionMethod
+from domainbed.scripts.collect_results import (
+    few_shot_method,
+    read_sweep,
+    selection_methods,
+)
 from domainbed.tables import comparison, few_shot_records, frames, protocol
 from domainbed.tables.answers import Told, read
 from domainbed.tables.few_shot_records import title_of
 
 Cells = dict[tuple[int, int], Told]  # by test environment and trial
+
+
+class Run(NamedTuple):
+    """A chosen run: where it is compared, the names of what it tests, its record."""
+
+    place: Hashable
+    algorithm: str
+    trial: int
+    names: dict[int, str]
+    record: dict[str, Any]
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -32,9 +49,20 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__,
     )
     add = parser.add_argument
-    add("--input_dir", nargs="+", required=True, help="the sweep's folder, or several")
+    add(
+        "--input_dir",
+        type=user_path,
+        nargs="+",
+        required=True,
+        help="the sweep's folder, or several",
+    )
     add("--algorithms", nargs="+", required=True, help="every pair of them is compared")
-    add("--versus", metavar="DIR", help="a sweep: each algorithm with itself there")
+    add(
+        "--versus",
+        type=user_path,
+        metavar="DIR",
+        help="a sweep: each algorithm with itself there",
+    )
     add("--selection", help="the method; default: iid, of few shots last_epoch")
     add("--resamples", type=int, default=10_000, help="of each bootstrap")
     add_quiet(parser)
@@ -46,59 +74,53 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
+def of_domains(groups: Q, records: Q, method: type[SelectionMethod]) -> Iterator[Run]:
+    """What the method chose of runs over test environments; places are datasets."""
+    present = groups.select("dataset").unique()
+    known = {dataset: frames.environments(dataset, records) for dataset in present}
+    for group in groups:
+        if accs := method.hparams_accs(group["records"]):
+            _, record = method.chosen(accs[0][1])
+            place, env = group["dataset"], group["test_env"]
+            names = {env: frames.environment_name(known[place], env)}
+            yield Run(place, group["algorithm"], group["trial_seed"], names, record)
+
+
+def of_few_shots(records: Q, method: type[SelectionMethod]) -> Iterator[Run]:
+    """The same of few-shot runs; places are tables."""
+    for place, label, trial, record in few_shot_records.chosen(records, method):
+        tests = few_shot_records.tests_of(record)
+        names = {env: name for env, (name, _) in tests.items()}
+        yield Run(place, label, trial, names, record)
+
+
 class Sweep:
     """The chosen runs of a sweep and their answers; `without` are those without.
 
-    They are compared at a place: a dataset, of few shots a table's.
+    They are compared at a place: a dataset, of few shots a table's. `titles` say what
+    stands above what is said of each.
     """
 
-    def __init__(self, folders: list[str], selection: str | None):
-        for folder in folders:
-            if not Path(folder).is_dir():
-                raise InputError(f"{folder} is no folder; give a sweep's output_dir.")
-        runs = reporting.load_runs(*folders)
-        if not runs:
-            names = " ".join(folders)
-            raise InputError(f"{names} holds no results.jsonl with records.")
+    def __init__(
+        self, folders: list[str], selection: str | None, flag: str = "--input_dir"
+    ):
+        runs, made = read_sweep(*folders, flag=flag), facts_of(*folders)
         self.folders = {id(record): folder for folder, run in runs for record in run}
-        self.records, made = reporting.records_of(runs), facts_of(*folders)
+        self.records = reporting.records_of(runs)
         self.without: list[str] = []
         self.names: dict[int, str] = {}  # of test environments
-        self.few_shots = few_shot_records.all_few_shot(self.records)
-        if self.few_shots:
+        if few_shot_records.all_few_shot(self.records):
             self.method = few_shot_method(selection)
             self.rows = few_shot_records.protocols(runs, made, self.method)
-            self.chosen = [*few_shot_records.chosen(self.records, self.method)]
+            self.titles = {place: title_of(place, True) for place in sorted(self.rows)}
+            self.chosen = [*of_few_shots(self.records, self.method)]
         else:
             (self.method,) = selection_methods(selection or "iid")
             self.rows = protocol.of_rows(runs, made)
+            names = frames.in_order({*self.rows}, datasets.DATASETS)
+            self.titles = dict(zip(names, names, strict=True))
             self.groups = reporting.get_grouped_records(self.records)
-
-    @property
-    def places(self) -> dict[Hashable, str]:
-        """{place: what stands above what is said of it}."""
-        if self.few_shots:
-            return {place: title_of(place, True) for place in sorted(self.rows)}
-        names = frames.in_order({*self.rows}, datasets.DATASETS)
-        return dict(zip(names, names, strict=True))
-
-    def tested(
-        self, place: Hashable, algorithm: str
-    ) -> Iterator[tuple[int, dict[int, str], dict]]:
-        """(trial, {test environment: its name}, the record) of each chosen run."""
-        if self.few_shots:
-            for there, label, trial, record in self.chosen:
-                if (there, label) == (place, algorithm):
-                    tests = few_shot_records.tests_of(record)
-                    yield trial, {env: name for env, (name, _) in tests.items()}, record
-            return
-        names = frames.environments(place, self.records)
-        for group in self.groups.filter_equals("dataset,algorithm", (place, algorithm)):
-            if accs := self.method.hparams_accs(group["records"]):
-                _, record = self.method.chosen(accs[0][1])
-                env = group["test_env"]
-                name = names[env] if env < len(names) else f"env{env}"
-                yield group["trial_seed"], {env: name}, record
+            self.chosen = [*of_domains(self.groups, self.records, self.method)]
 
     def answers(self, place: Hashable, algorithm: str) -> Cells:
         """Of the runs that were chosen there, on their test domains' in-splits."""
@@ -106,14 +128,16 @@ class Sweep:
         if algorithm not in known:
             raise UnknownNameError("algorithm", algorithm, known)
         found = {}
-        for trial, environments, record in self.tested(place, algorithm):
-            folder = self.folders[id(record)]
-            for env, name in environments.items():
-                own = read(folder, env, record["step"])
+        for run in self.chosen:
+            if (run.place, run.algorithm) != (place, algorithm):
+                continue
+            folder, step = self.folders[id(run.record)], run.record["step"]
+            for env, name in run.names.items():
+                own = read(folder, env, step)
                 if own is None:
-                    self.without.append(f"{folder} (step {record['step']})")
+                    self.without.append(f"{folder} (step {step})")
                 else:
-                    found[env, trial] = own
+                    found[env, run.trial] = own
                     self.names[env] = name
         return found
 
@@ -139,12 +163,12 @@ def paired(
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     sweep = Sweep(args.input_dir, args.selection)
-    other = Sweep([args.versus], args.selection) if args.versus else sweep
-    pairs = [*itertools.combinations(dict.fromkeys(args.algorithms), 2)]
+    other, pairs = sweep, [*itertools.combinations(dict.fromkeys(args.algorithms), 2)]
     if args.versus:
+        other = Sweep([args.versus], args.selection, flag="--versus")
         pairs = [(name, name) for name in dict.fromkeys(args.algorithms)]
     compared = 0
-    for place, title in sweep.places.items():
+    for place, title in sweep.titles.items():
         own = {a: sweep.answers(place, a) for a, _ in pairs}
         theirs = {b: other.answers(place, b) for _, b in pairs}
         for a, b in pairs:

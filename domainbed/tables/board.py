@@ -12,13 +12,10 @@ from typing import NamedTuple
 
 from domainbed.lib import misc, reporting
 from domainbed.lib.errors import InputError
-from domainbed.lib.query import Q
 from domainbed.lib.texts import read_text
 from domainbed.model_selection import SelectionMethod
 from domainbed.tables import frames, protocol
-
-Runs = list[tuple[Path, Q]]  # as `reporting.load_runs` gives them
-Made = dict[Path, dict[str, str] | None]  # as `mixtures.facts_of` does
+from domainbed.tables.protocol import Made, Runs
 
 
 class Cell(NamedTuple):

@@ -4,7 +4,6 @@ A block is what stands in one table: a number of shots, classes, source and targ
 """
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -21,7 +20,7 @@ from domainbed.model_selection import (
 )
 from domainbed.names import algorithm_names
 from domainbed.tables.frames import in_order
-from domainbed.tables.protocol import AS_PUBLISHED, Facts, Reading, Rows, of_rows
+from domainbed.tables.protocol import AS_PUBLISHED, Made, Reading, Rows, Runs, of_rows
 
 BLOCK = ["classes", "shots", "drawn_from", "transfer_to"]  # what tells tables apart
 METHODS = (LastEpochSelectionMethod, IIDAccuracySelectionMethod)  # the protocol's first
@@ -144,8 +143,8 @@ def names_of(record: dict[str, Any]) -> tuple[list[str], list[str]]:
 
 
 def protocols(
-    runs: Iterable[tuple[Path, Q]],
-    made: dict[Path, Facts],
+    runs: Runs,
+    made: Made,
     method: type[SelectionMethod],
 ) -> Rows:
     """By the values of BLOCK and dataset: how each row's runs came about.

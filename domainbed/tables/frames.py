@@ -80,6 +80,11 @@ def environments(dataset: str, records: Iterable[dict] = ()) -> Sequence[str]:
         return [f"env{i}" for i in range(max(numbers, default=-1) + 1)]
 
 
+def environment_name(names: Sequence[str], env: int) -> str:
+    """The environment's name, by its number where names do not reach."""
+    return names[env] if env < len(names) else f"env{env}"
+
+
 def are_names(values: list) -> bool:
     """Whether they are texts, of which none is there twice."""
     return all(isinstance(v, str) for v in values) and len({*values}) == len(values)
@@ -125,7 +130,7 @@ def accuracies(records: Q, method: type[SelectionMethod]) -> pd.DataFrame:
         names = known[dataset]
         acc = method.sweep_acc(group["records"])
         if acc is not None and (not names or env < len(names)):
-            name = names[env] if names else f"env{env}"
+            name = environment_name(names, env)
             facts = (group["algorithm"], env, name, group["trial_seed"], float(acc))
             rows.append((dataset, *facts))
     columns = ["dataset", "algorithm", "test_env", "environment", "trial_seed", "acc"]

@@ -26,7 +26,8 @@ REMARK = (
     "on the test images."
 )
 RELEASED = "the released code's"
-Facts = dict[str, str] | None  # of a run.json, as `lib.mixtures` reads it
+Runs = list[tuple[Path, Q]]  # as `reporting.load_runs` gives them
+Made = dict[Path, dict[str, str] | None]  # as `mixtures.facts_of` does
 Record = dict[str, Any]
 
 
@@ -112,9 +113,7 @@ class Reading(NamedTuple):
 DOMAINS = Reading()
 
 
-def of_rows(
-    runs: Iterable[tuple[Path, Q]], made: dict[Path, Facts], read: Reading = DOMAINS
-) -> Rows:
+def of_rows(runs: Runs, made: Made, read: Reading = DOMAINS) -> Rows:
     """Of each place's rows what their runs have, several values joined.
 
     `made` is of the runs' folders. What is drawn counts where the runs of one cell

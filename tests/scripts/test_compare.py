@@ -168,3 +168,5 @@ def test_what_is_wrong_is_one_sentence(flags, sentence, sweep, capsys):
     assert sentence in capsys.readouterr().err
     assert run_main("--input_dir", sweep / "no", "--algorithms", "A", "B") == 2
     assert f"{sweep / 'no'} is no folder" in capsys.readouterr().err
+    assert run_main("--input_dir", sweep, "--algorithms", "LFA", "--versus", "no") == 2
+    assert "--versus no is no folder" in capsys.readouterr().err
