@@ -19,7 +19,7 @@ from domainbed.algorithms import register
 from domainbed.algorithms_lfa import CLIPAlgorithm, unit
 from domainbed.backbones import VisionTransformer, attend
 from domainbed.lib.bounds import at_least, between
-from domainbed.lib.errors import UnknownNameError
+from domainbed.lib.errors import check_choice
 from domainbed.lib.schedules import SCHEDULES, set_learning_rate, share
 
 HEADS = ("text", "linear")
@@ -49,9 +49,7 @@ class TowerCLIP(CLIPAlgorithm):
         return {name: rows[name] for name in ("batch_size", "epochs")}
 
     def make_optimizer(self, parameters):
-        if (schedule := self.hparams["schedule"]) not in SCHEDULES:
-            name = "value of the hyperparameter schedule:"
-            raise UnknownNameError(name, schedule, SCHEDULES)
+        check_choice(self.hparams, "schedule", SCHEDULES)
         return torch.optim.AdamW(
             parameters,
             lr=self.hparams["lr"],
@@ -100,9 +98,7 @@ class TokenCLIP(TowerCLIP):
         return super().hparam_rows(dataset) | {"head": ("text", None)}
 
     def build(self):
-        if (head := self.hparams["head"]) not in HEADS:
-            raise UnknownNameError("value of the hyperparameter head:", head, HEADS)
-        if head == "linear":
+        if check_choice(self.hparams, "head", HEADS) == "linear":
             self.FIXED_CLASSES = True
             self.classifier = nn.Linear(self.width, self.num_classes)
             nn.init.zeros_(self.classifier.weight)

@@ -25,7 +25,7 @@ from domainbed.algorithms import (
     register,
 )
 from domainbed.lib.bounds import at_least, between
-from domainbed.lib.errors import InputError
+from domainbed.lib.errors import check_choice
 
 
 def discriminators_turn(step: int, d_steps: int) -> bool:
@@ -260,12 +260,7 @@ class URM(ERM):
 
     def __init__(self, input_shape, num_classes, num_domains, hparams):
         super().__init__(input_shape, num_classes, num_domains, hparams)
-        output = hparams["urm_generator_output"]
-        if output not in self.ACTIVATIONS:
-            raise InputError(
-                f"hyperparameter urm_generator_output is {output!r}; it must be one of "
-                f"{', '.join(self.ACTIVATIONS)}."
-            )
+        output = check_choice(hparams, "urm_generator_output", self.ACTIVATIONS)
         activation, *self.noise_range = self.ACTIVATIONS[output]
         self.activation = activation()
         layers, n_inputs = OrderedDict(), self.featurizer.n_outputs
@@ -277,16 +272,11 @@ class URM(ERM):
         self.discriminator_opt = self.make_discriminator_optimizer()
 
     def make_discriminator_optimizer(self) -> torch.optim.Optimizer:
-        asked = self.hparams["urm_discriminator_optimizer"]
         optimizers = {
             "adam": torch.optim.Adam,
             "sgd": lambda *args, **kw: torch.optim.SGD(*args, momentum=0.9, **kw),
         }
-        if asked not in optimizers:
-            raise InputError(
-                f"hyperparameter urm_discriminator_optimizer is {asked!r}; it must be "
-                "adam or sgd."
-            )
+        asked = check_choice(self.hparams, "urm_discriminator_optimizer", optimizers)
         return optimizers[asked](
             self.discriminator.parameters(),
             lr=self.hparams["urm_discriminator_lr"],

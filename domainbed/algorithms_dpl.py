@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from domainbed.algorithms import register
 from domainbed.algorithms_lfa import CLIPAlgorithm, unit
 from domainbed.lib.bounds import at_least, between
-from domainbed.lib.errors import InputError
+from domainbed.lib.errors import check_choice
 from domainbed.networks import MLP
 
 LOSSES = ("domain", "released")
@@ -55,11 +55,7 @@ class DPLCLIP(CLIPAlgorithm):
         }
 
     def build(self):
-        if self.hparams["dpl_loss"] not in LOSSES:
-            raise InputError(
-                f"hyperparameter dpl_loss is {self.hparams['dpl_loss']!r}; it must be "
-                f"one of {', '.join(LOSSES)}."
-            )
+        check_choice(self.hparams, "dpl_loss", LOSSES)
         n = self.hparams["num_domain_tokens"]
         width, n_embed = self.backbone.text_projection.shape
         self.network = MLP(n_embed, n * width, self.hparams)

@@ -17,7 +17,7 @@ from domainbed.algorithms import Algorithm, Minibatches, register
 from domainbed.backbones import CLIPBackbone, Kind, default_clip, load_clip
 from domainbed.lib.bounds import at_least, between, check_all
 from domainbed.lib.cuda_graph import GraphedStep
-from domainbed.lib.errors import InputError, UnknownNameError
+from domainbed.lib.errors import InputError, check_choice
 
 # LFA's projections, and whose features each reads.
 LFA_PROJECTIONS = {"image_q": "image", "image_k": "image", "image_v": "image"}
@@ -419,9 +419,7 @@ class LFA(CLIPAlgorithm):
         return prompts_of_all(template, class_names)
 
     def build(self):
-        start = self.hparams["start"]
-        if start not in STARTS:
-            raise UnknownNameError("value of the hyperparameter start:", start, STARTS)
+        start = check_choice(self.hparams, "start", STARTS)
         of_image = self.backbone.image_projection
         of_text = self.backbone.text_projection
         for name, own in LFA_PROJECTIONS.items():

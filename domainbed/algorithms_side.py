@@ -22,7 +22,7 @@ from domainbed.algorithms import register
 from domainbed.algorithms_adapter import TokenCLIP, TowerCLIP
 from domainbed.backbones import run_block
 from domainbed.lib.bounds import at_least, between
-from domainbed.lib.errors import InputError, UnknownNameError, divided
+from domainbed.lib.errors import InputError, check_choice, divided
 
 FORMS = ("late", "output")
 
@@ -241,9 +241,7 @@ class SHERL(ParallelCLIP):
         return self.hparams["sherl_text"] and not self.is_late
 
     def build(self):
-        if (form := self.hparams["sherl_form"]) not in FORMS:
-            name = "value of the hyperparameter sherl_form:"
-            raise UnknownNameError(name, form, FORMS)
+        check_choice(self.hparams, "sherl_form", FORMS)
         if not self.is_late:
             self.build_networks(SHERLNetwork, "sherl_reduction")
             return

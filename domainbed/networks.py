@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from domainbed.lib.errors import InputError, did_you_mean
+from domainbed.lib.errors import InputError, did_you_mean, one_line
 from domainbed.lib.optional import require
 from domainbed.lib.vision import torchvision
 
@@ -289,17 +289,12 @@ def timm_model(name: str, pretrained: bool | str, **options: Any) -> nn.Module:
         )
     except (OSError, RuntimeError) as error:
         raise InputError(
-            f"cannot get weights for timm's {name} ({reason(error)}); set "
+            f"cannot get weights for timm's {name} ({one_line(error, 200)}); set "
             "hyperparameter pretrained to false or to the path of a checkpoint."
         ) from error
     if isinstance(pretrained, str):
         load_all_but_head(network, read_weights(pretrained))
     return network
-
-
-def reason(error: Exception) -> str:
-    """What the error says, in one line that is not too long; else what it is."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def read_weights(path: str) -> dict[str, torch.Tensor]:
@@ -311,7 +306,8 @@ def read_weights(path: str) -> dict[str, torch.Tensor]:
         return saved.get("state_dict", saved.get("model", saved))
     except Exception as error:  # a file that is no checkpoint can fail in any way
         raise InputError(
-            f"cannot read the weights in {path}, given as pretrained: {reason(error)}"
+            f"cannot read the weights in {path}, given as pretrained: "
+            f"{one_line(error, 200)}"
         ) from error
 
 
@@ -321,7 +317,7 @@ def load_all_but_head(network: nn.Module, weights: dict[str, torch.Tensor]) -> N
         missing = network.load_state_dict(weights, strict=False).missing_keys
     except RuntimeError as error:  # of other shapes
         raise InputError(
-            f"the pretrained weights do not fit: {reason(error)}"
+            f"the pretrained weights do not fit: {one_line(error, 200)}"
         ) from error
     if missing:
         raise InputError(
@@ -358,6 +354,6 @@ def pretrained_weights(pretrained: bool | str, hparams: dict[str, Any]) -> dict:
         return weights.get_state_dict(progress=False)
     except (OSError, RuntimeError) as error:
         raise InputError(
-            f"cannot get pretrained ResNet weights ({reason(error)}); set "
+            f"cannot get pretrained ResNet weights ({one_line(error, 200)}); set "
             "hyperparameter pretrained to false or to the path of a state dict."
         ) from error

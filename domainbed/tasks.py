@@ -16,7 +16,7 @@ from domainbed.datasets import MultipleDomainDataset, get_dataset_class
 from domainbed.datasets_few_shot import Shots
 from domainbed.lib import misc
 from domainbed.lib.bounds import at_least
-from domainbed.lib.errors import InputError, UnknownNameError
+from domainbed.lib.errors import InputError, UnknownNameError, check_choice
 from domainbed.lib.shots import batches_per_epoch, cosine, rate, scores
 
 if TYPE_CHECKING:
@@ -196,9 +196,8 @@ class FewShot(DomainGeneralization):
 
     def check_algorithm(self, args, hparams):
         check_views(args.algorithm, hparams)
-        asked, own = hparams["schedule"], has_schedule(args.algorithm, args.dataset)
-        if not own and asked not in SCHEDULES:
-            raise UnknownNameError("schedule", asked, SCHEDULES)
+        if not has_schedule(args.algorithm, args.dataset):
+            check_choice(hparams, "schedule", SCHEDULES)
         if args.classes == "base" and algorithm_for(args.algorithm).FIXED_CLASSES:
             raise of_fixed_classes(args.algorithm, "new")
 

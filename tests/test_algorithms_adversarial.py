@@ -216,5 +216,5 @@ def test_urm_without_its_adversary_is_erm_on_an_activation():
     [("urm_generator_output", "identity"), ("urm_discriminator_optimizer", "lamb")],
 )
 def test_urm_names_what_it_has(row, value):
-    with pytest.raises(InputError, match=f"{row} is '{value}'; it must be"):
+    with pytest.raises(InputError, match=f"{row}: '{value}'; known: "):
         build("URM", **{row: value})

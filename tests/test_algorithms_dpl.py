@@ -161,7 +161,7 @@ def test_an_answer_depends_on_its_batch_but_not_on_its_order():
 
 
 def test_an_unknown_loss_is_refused():
-    with pytest.raises(InputError, match="one of domain, released"):
+    with pytest.raises(InputError, match="dpl_loss: 'relesed'; known: domain, rel"):
         make(dpl_loss="relesed")
 
 

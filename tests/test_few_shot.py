@@ -220,7 +220,7 @@ def test_scores_by_hand():
     (["--transfer_to", "PACS"], "PACS is no dataset of --task few_shot"),
     (["--transfer_to", "UCF101", "UCF101"], "--transfer_to UCF101 is tested already"),
     (["--transfer_to", "OxfordPets"], "--transfer_to OxfordPets is tested already"),
-    (["--algorithm", "LFA", "--hparams", "schedule=step"], "Unknown schedule 'step'"),
+    (["--algorithm", "LFA", "--hparams", "schedule=step"], "schedule: 'step'; known"),
     (["--algorithm", "TaskRes", "--classes", "base"], "TaskRes has weights for each"),
     (["--algorithm", "CoOp", "--classes", "base", "--hparams", "context_by_class=true",
       "clip_backbone=emoji"], "CoOp has weights for each of its classes"),

@@ -30,7 +30,7 @@ from torchvision.transforms import Compose, Normalize
 from torchvision.transforms.functional import InterpolationMode, resize
 
 from domainbed.backbones.weights import file_in, read_state
-from domainbed.lib.errors import InputError, UnknownNameError
+from domainbed.lib.errors import InputError, UnknownNameError, one_line
 from domainbed.lib.kept import kept
 from domainbed.lib.transforms import IMAGENET_MEAN, IMAGENET_STD
 
@@ -427,7 +427,7 @@ def from_file(path: Path) -> CLIP:
     try:
         return build_model(state).float()
     except (RuntimeError, KeyError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise InputError(f"clip_backbone {path} is no CLIP's: {reason}") from error
 
 

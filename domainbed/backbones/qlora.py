@@ -21,7 +21,7 @@ from domainbed.backbones.clip import (
     fingerprint_of,
 )
 from domainbed.backbones.conversion import transformers_clip
-from domainbed.lib.errors import InputError
+from domainbed.lib.errors import InputError, check_choice
 from domainbed.lib.optional import require
 
 QUANTS = ("nf4", "fp4", "none")
@@ -80,12 +80,7 @@ class QLoRABackbone(CLIPBackbone):
 
     def __init__(self, model: CLIP, preprocess: Compose, hparams: dict[str, Any]):
         super().__init__(copy.deepcopy(model), preprocess)
-        quant = hparams["quant"]
-        if quant not in QUANTS:
-            raise InputError(
-                f"hyperparameter quant is {quant!r}; it must be one of "
-                f"{', '.join(QUANTS)}."
-            )
+        quant = check_choice(hparams, "quant", QUANTS)
         weights = self.model.state_dict()
         self.pretrained = fingerprint_of(weights) + activation_of(self.model)
         self.base = f"{self.pretrained} {quant}"

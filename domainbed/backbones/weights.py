@@ -13,7 +13,7 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from domainbed.lib.errors import InputError
+from domainbed.lib.errors import InputError, one_line
 
 State = dict[str, torch.Tensor]
 
@@ -68,9 +68,8 @@ def read_file(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         raise no_clip(path, what_it_is(path)) from error
     except Exception as error:  # a file that is none fails in any way
-        what = what_it_is(path)
-        reason = " ".join(str(error).split())[:100] or type(error).__name__
-        raise no_clip(path, f"{what} ({reason})") from error
+        what = f"{what_it_is(path)} ({one_line(error, 100)})"
+        raise no_clip(path, what) from error
 
 
 def numbers_of_numpy() -> Iterator[Any]:

@@ -17,7 +17,7 @@ from lzma import LZMAError
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Any
 
-from domainbed.lib.errors import InputError
+from domainbed.lib.errors import InputError, one_line
 from domainbed.lib.optional import require
 from domainbed.lib.pictures import is_litter
 
@@ -107,11 +107,6 @@ def not_plain(path: Path, name: str) -> ArchiveError:
     return ArchiveError(
         f"{path.name} is refused: {name!r} is a link or a device, not a plain file"
     )
-
-
-def one_line(error: BaseException | str) -> str:
-    """What the error says, on one line."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def unpack_parquet(path: Path, to: Path) -> None:

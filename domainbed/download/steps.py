@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from domainbed import datasets
-from domainbed.download.archive import ArchiveError, one_line, unpack
+from domainbed.download.archive import ArchiveError, unpack
 from domainbed.download.cards import CARDS, Mirror
 from domainbed.lib.claim import Claim
-from domainbed.lib.errors import InputError, UnknownNameError, did_you_mean
+from domainbed.lib.errors import InputError, UnknownNameError, did_you_mean, one_line
 from domainbed.lib.pictures import pictures, plain
 
 SOURCES = ("auto", "hf", "url", "gdrive")

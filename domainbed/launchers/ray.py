@@ -18,7 +18,7 @@ from typing import Any
 
 from domainbed.lib import misc
 from domainbed.lib.children import die_with
-from domainbed.lib.errors import InputError, UnknownNameError
+from domainbed.lib.errors import InputError, UnknownNameError, one_line
 from domainbed.lib.optional import require
 
 # What --ray takes, and Ray's name for it.
@@ -67,7 +67,7 @@ class RayLauncher:
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise InputError(
                 f"no Ray cluster answers at {self.address} "
-                f"({' '.join(str(error).split())[:200]}); name another with --ray "
+                f"({one_line(error, 200)}); name another with --ray "
                 "address=HOST:PORT, or use pool."
             ) from error
 

@@ -12,7 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from domainbed.lib import misc
-from domainbed.lib.errors import InputError
+from domainbed.lib.errors import InputError, one_line
 
 PR_SET_PDEATHSIG = 1  # of prctl(2)
 
@@ -55,4 +55,4 @@ def caught(function: Callable, *args: Any) -> Any:
     except Exception as error:
         traceback.print_exc()
         sentence = f"{type(error).__name__}: {error}"
-    return {"error": " ".join(sentence.split())}
+    return {"error": one_line(sentence)}

@@ -42,12 +42,24 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f" Did you mean {by_lower[near[0]]!r}?" if near else ""
 
 
+def one_line(error: object, most: int | None = None) -> str:
+    """What it says on one line, cut; of an error that says nothing, what it is."""
+    return " ".join(str(error).split())[:most] or type(error).__name__
+
+
 def check_at_least(args: argparse.Namespace, **bounds: int) -> None:
     """InputError for the first argument that is given and below its least value."""
     for name, bound in bounds.items():
         value = getattr(args, name)
         if value is not None and value < bound:
             raise InputError(f"--{name} is {value}; it must be at least {bound}.")
+
+
+def check_choice(hparams: dict[str, Any], name: str, known: Iterable[str]) -> str:
+    """The value of that hyperparameter; UnknownNameError unless it is known."""
+    if (value := hparams[name]) not in known:
+        raise UnknownNameError(f"value of the hyperparameter {name}:", value, known)
+    return value
 
 
 def divided(width: int, hparams: dict[str, Any], name: str) -> int:

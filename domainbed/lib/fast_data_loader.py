@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from domainbed.lib.children import die_with
-from domainbed.lib.errors import InputError
+from domainbed.lib.errors import InputError, one_line
 from domainbed.lib.misc import seed_hash
 from domainbed.lib.shots import batches_per_epoch, epoch_batches
 
@@ -101,10 +101,9 @@ def guarded(iterator: Iterator) -> Iterator:
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):
             raise
-        reason = " ".join(str(error).split())
         raise InputError(
-            f"a process that loads images ended ({reason}), short "
-            "of memory or /dev/shm; lower --num_workers, 0 loads without processes."
+            f"a process that loads images ended ({one_line(error)}), short of memory "
+            "or /dev/shm; lower --num_workers, 0 loads without processes."
         ) from error
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from domainbed.lib.errors import InputError, did_you_mean
+from domainbed.lib.errors import InputError, did_you_mean, one_line
 from domainbed.lib.misc import digest
 
 Arrays = dict[str, np.ndarray]
@@ -218,7 +218,7 @@ def _read(path: Path, size: int, time: int) -> FeatureFile:
     try:
         arrays = from_npz(path) if path.suffix == ".npz" else from_safetensors(path)
     except Exception as error:  # what is no such file fails in any way
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise InputError(
             f"the feature file {path} cannot be read: {reason}."
         ) from error

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from domainbed.lib.errors import one_line
 from domainbed.runs.records import RunRecords
 
 # Arguments that tell the runs of a sweep apart.
@@ -36,7 +37,7 @@ def never_fails(method: Callable[..., None]) -> Callable[..., None]:
             method(log, *args)
         except Exception as error:  # a run is worth more than its curves
             log.folder = None
-            text = " ".join(f"{type(error).__name__}: {error}".split())
+            text = one_line(f"{type(error).__name__}: {error}")
             print(
                 f"warning: no more is written for TensorBoard: {text}", file=sys.stderr
             )

@@ -16,7 +16,12 @@ import torch
 
 from domainbed import flags, training
 from domainbed.lib.claim import TakenError
-from domainbed.lib.errors import DISK_ERRORS, InputError, exits_on_input_error
+from domainbed.lib.errors import (
+    DISK_ERRORS,
+    InputError,
+    exits_on_input_error,
+    one_line,
+)
 from domainbed.lib.misc import Tee
 from domainbed.lib.progress import silenced
 from domainbed.runs import provenance
@@ -80,7 +85,7 @@ def failures_recorded(folder: RunFolder) -> Iterator[None]:
             sentence = f"out of {memory} ({error}); lower the hyperparameter batch_size"
     else:
         return
-    sentence = " ".join(sentence.split())
+    sentence = one_line(sentence)
     print(f"error: {sentence}", file=sys.stderr)
     folder.fail(1, sentence)
     raise SystemExit(1)
