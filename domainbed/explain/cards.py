@@ -1,7 +1,7 @@
 """Cards: an image, what each column answers, and the layers that the run listens to.
 
 The columns are, from left to right, the other run or zero-shot CLIP, LFA's last layers
-alone, and the run. explain_model brings images and models, explain_figures draws.
+alone, and the run. `models` brings images and models, `figures` draws.
 """
 
 from collections.abc import Callable

@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-import jinja2
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
@@ -22,16 +21,15 @@ from PIL import Image
 from domainbed.explain.cards import Card
 from domainbed.report.svg import (
     LIGHT,
-    PALETTE,
     STYLE,
     axes,
     canvas,
     drawn,
+    rendered,
     short,
     write,
 )
 
-TEMPLATE = Path(__file__).parents[1] / "assets" / "explain.html"
 TRUE, WRONG, UNKNOWN, OTHER = "c0", "c1", "c5", "c9"
 SHOWN = 5  # classes of an answer
 # In pixels: panels begin at LEFT, the numbers at a chart's left take TICKS.
@@ -208,12 +206,6 @@ def attention_panel(card: Card, key: str) -> Figure:
 
 def as_page(cards: Sequence[Card], title: str, facts: str) -> str:
     """All cards as one HTML page that needs nothing but itself."""
-    environment = jinja2.Environment(
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     shown = [
         {
             "name": card.name,
@@ -230,9 +222,7 @@ def as_page(cards: Sequence[Card], title: str, facts: str) -> str:
         }
         for card in cards
     ]
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        title=title, facts=facts, cards=shown, palette=PALETTE
-    )
+    return rendered("explain.html", title=title, facts=facts, cards=shown)
 
 
 def base64_png(picture: Image.Image) -> str:

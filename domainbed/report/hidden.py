@@ -43,7 +43,8 @@ def hidden_part(own: Chosen) -> Part:
         runs = known if algorithm == reference else dict(told_of(own, algorithm))
         without += (own.best["algorithm"] == algorithm).sum() - len(runs)
         if runs:
-            seen[algorithm] = see(runs, known if comparable(own, algorithm) else {})
+            alike = comparable(own, algorithm, reference)
+            seen[algorithm] = see(runs, known if alike else {})
     texts = []
     if without:
         texts.append(
@@ -64,10 +65,9 @@ def hidden_part(own: Chosen) -> Part:
     return Part(own.method.name, texts, pictures=pictures, tables=tables)
 
 
-def comparable(own: Chosen, algorithm: str) -> bool:
+def comparable(own: Chosen, algorithm: str, reference: str) -> bool:
     """Whether a method stands on what the reference stands on."""
     rows = own.rows
-    reference = own.reference or "ZeroShotCLIP"
     if not {algorithm, reference} <= rows.keys():
         return False
     return rows[algorithm].backbone == rows[reference].backbone

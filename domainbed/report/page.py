@@ -1,15 +1,14 @@
 """The report: a sweep's folder as one HTML page of tables and pictures.
 
 What depends on the method of model selection is there once for each, and the page's
-selector shows one. report_data makes the frames, report_figures the pictures of them,
-report_blocks says what to see there, assets/report.html is the page.
+selector shows one. `data` makes the frames, `figures` the pictures of them, `blocks`
+says what to see there, assets/report.html is the page.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pandas as pd
 
 from domainbed import datasets
@@ -23,7 +22,7 @@ from domainbed.report.chosen import Chosen, absent
 from domainbed.report.coverage import STATES, coverage_block, read_runs, unknown_runs
 from domainbed.report.many import with_ranks
 from domainbed.report.parts import Block, Part, differences, plural, summary
-from domainbed.report.svg import PALETTE
+from domainbed.report.svg import rendered
 from domainbed.tables import frames, protocol
 from domainbed.tables.few_shot_records import (
     METHODS,
@@ -34,7 +33,6 @@ from domainbed.tables.few_shot_records import (
 from domainbed.tables.ties import ties
 
 Methods = Sequence[type[SelectionMethod]]
-TEMPLATE = Path(__file__).parents[1] / "assets" / "report.html"
 
 
 def make_report(
@@ -69,20 +67,14 @@ def make_report(
         content = of_domains(
             loaded, runs, names, methods, rows, reference, output.parent
         )
-    environment = jinja2.Environment(
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    return rendered(
+        "report.html",
         title=input_dir.resolve().name,
         facts=facts(runs, names),
         warnings=[
             text.removeprefix("warning: ")
             for text in (*same_draws(records), *mixtures(made))
         ],
-        palette=PALETTE,
         unknown=unknown_runs(runs, output.parent),
         **content,
     )

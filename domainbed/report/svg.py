@@ -1,4 +1,4 @@
-"""SVG for the report: its palette, its axes, and figures as small SVG elements.
+"""The report's page and SVG for it: its palette, axes, figures as small SVG elements.
 
 One unit is one pixel. Colours stand in the SVG as CSS variables, so that the page's
 light and dark schemes hold in the pictures too.
@@ -10,7 +10,10 @@ import io
 import re
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
+import jinja2
 import matplotlib
 import numpy as np
 from markupsafe import Markup
@@ -19,6 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, NullLocator
 
+ASSETS = Path(__file__).parents[1] / "assets"
 # Name -> its colour in the light scheme, in the dark one.
 PALETTE = {
     "paper": ("#fdfdfc", "#17191b"),
@@ -68,6 +72,18 @@ STYLE = {
     "ytick.major.size": 0,
     "lines.linewidth": 1.4,
 }
+
+
+def rendered(template: str, **facts: Any) -> str:
+    """The page of that file in the assets, in the palette's colours."""
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    text = (ASSETS / template).read_text(encoding="utf-8")
+    return environment.from_string(text).render(palette=PALETTE, **facts)
 
 
 def drawn(function: Callable[..., Figure]) -> Callable[..., Markup]:

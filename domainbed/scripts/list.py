@@ -3,7 +3,6 @@
 import argparse
 import inspect
 import re
-import sys
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -131,9 +130,9 @@ def state_of(name: str, cls: type, data_dir: str | None) -> str:
 
 def list_hparams(args: argparse.Namespace) -> Iterator[str]:
     """A line for each hyperparameter: its default and, if it is drawn, some draws."""
-    for algorithm in args.names or [None]:
-        if algorithm is None:
-            raise InputError("list hparams needs an algorithm: list hparams LFA.")
+    if not args.names:
+        raise InputError("list hparams needs an algorithm: list hparams LFA.")
+    for algorithm in args.names:
         rows = hparams_registry.hparam_rows(algorithm, args.dataset)
         draws = [
             hparams_registry.random_hparams(algorithm, args.dataset, seed)
@@ -185,7 +184,7 @@ def main(argv: list[str] | None = None) -> None:
             raise InputError(f"list {args.what} has no --format markdown, only text.")
         lines = algorithms_as_markdown
     for line in lines(args):
-        print(line.rstrip(), file=sys.stdout, flush=True)
+        print(line.rstrip(), flush=True)
 
 
 if __name__ == "__main__":

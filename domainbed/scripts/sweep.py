@@ -37,6 +37,9 @@ WAITED_FOR = ("local", "multi_gpu", "pool", "ray")
 RUN_FLAGS = tuple(vars(flags.run_flags().parse_args([])))
 # In the names of folders; the store holds what a run computes without it, but rounded.
 DIGESTED = {*DECISIVE} - {"no_feature_store"}
+# Flags that decide, in every task, which runs a sweep has.
+COMMON = ("algorithms", "n_hparams_from", "n_hparams", "n_trials")
+COMMON += ("steps", "data_dir", "hparams")
 # States of runs that another launch goes on with.
 AGAIN = ("failed", "stale", "waiting", "cancelled", "lost")
 
@@ -213,42 +216,43 @@ def ask_algorithms(args: argparse.Namespace) -> None:
 
 def check_few_shot(args: argparse.Namespace) -> None:
     """InputError for flags of another task than the sweep's."""
-    own = [name for name in ("shots", "classes", "transfer_to") if getattr(args, name)]
-    if args.task != "few_shot" and own:
-        raise InputError(f"--{own[0]} is of --task few_shot, not of {args.task}.")
-    if args.task == "few_shot" and (not args.shots or min(args.shots) < 1):
+    if args.task != "few_shot":
+        for name in ("shots", "classes", "transfer_to"):
+            if getattr(args, name):
+                raise InputError(f"--{name} is of --task few_shot, not of {args.task}.")
+        return
+    if not args.shots or min(args.shots) < 1:
         raise InputError(
             f"--task few_shot needs --shots, numbers of at least 1, not {args.shots}."
         )
-    if args.task == "few_shot" and (
-        args.single_test_envs or args.holdout_fraction != 0.2
-    ):
+    if args.single_test_envs or args.holdout_fraction != 0.2:
         raise InputError(
             "--single_test_envs and --holdout_fraction are not of --task few_shot."
         )
 
 
-def few_shot_args(args: argparse.Namespace) -> list[dict]:
-    """The arguments of every run of a few-shot sweep."""
-    return make_few_shot_args_list(
-        shots=args.shots,
-        classes=args.classes or "all",
-        transfer_to=args.transfer_to,
-        n_trials=args.n_trials,
-        dataset_names=args.datasets,
-        algorithms=args.algorithms,
-        n_hparams_from=args.n_hparams_from,
-        n_hparams=args.n_hparams,
-        steps=args.steps,
-        data_dir=args.data_dir,
-        hparams=args.hparams,
+def args_list_of(args: argparse.Namespace) -> list[dict]:
+    """The arguments of every run of the sweep."""
+    common = {name: getattr(args, name) for name in COMMON}
+    common["dataset_names"] = args.datasets
+    if args.task == "few_shot":
+        return make_few_shot_args_list(
+            shots=args.shots,
+            classes=args.classes or "all",
+            transfer_to=args.transfer_to,
+            **common,
+        )
+    return make_args_list(
+        task=args.task,
+        holdout_fraction=args.holdout_fraction,
+        single_test_envs=args.single_test_envs,
+        **common,
     )
 
 
 def jobs_of(args: argparse.Namespace) -> list[Job]:
     """Every job that the flags describe."""
-    few_shot = args.task == "few_shot"
-    args_list = few_shot_args(args) if few_shot else all_args(args)
+    args_list = args_list_of(args)
     hparams = hparams_registry.parse_hparams(args.hparams)
     if any("." in name for name in hparams):
         for run in args_list:
@@ -270,23 +274,6 @@ def check_run(job: Job) -> None:
     args = flags.parse_args(words)
     check_numbers(args)
     get_task(args.task).check(args)
-
-
-def all_args(args: argparse.Namespace) -> list[dict]:
-    """The arguments of every run of a sweep over test environments."""
-    return make_args_list(
-        n_trials=args.n_trials,
-        dataset_names=args.datasets,
-        algorithms=args.algorithms,
-        n_hparams_from=args.n_hparams_from,
-        n_hparams=args.n_hparams,
-        steps=args.steps,
-        data_dir=args.data_dir,
-        task=args.task,
-        holdout_fraction=args.holdout_fraction,
-        single_test_envs=args.single_test_envs,
-        hparams=args.hparams,
-    )
 
 
 def launcher_of(args: argparse.Namespace) -> command_launchers.Launcher:

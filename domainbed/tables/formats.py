@@ -1,4 +1,4 @@
-"""Frames of `tables` as text: CSV, JSON, Markdown, HTML. Names in them stay data."""
+"""Forms of `frames` as text: CSV, JSON, Markdown, HTML. Names in them stay data."""
 
 import re
 from collections.abc import Sequence

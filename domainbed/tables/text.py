@@ -164,7 +164,7 @@ def print_results_tables(
 ) -> None:
     """Print a table per dataset and one of averages, for one selection method.
 
-    Published rows (see `tables`) stand below the averages, and differences to the
+    Published rows (see `published`) stand below the averages, and differences to the
     reference behind each table.
     """
     groups = reporting.get_grouped_records(records)
