@@ -18,6 +18,20 @@ from domainbed.networks import MLP
 LOSSES = ("domain", "released")
 
 
+@torch.no_grad()
+def keep_around(algorithm: CLIPAlgorithm, n: int) -> None:
+    """Make what stands around n tokens that come first in each prompt: the buffers
+    `start` (C, 1, W), `words` (C, T - 1 - n, W) and `eot` (C,), where it ends.
+    """
+    held = " ".join(["X"] * n)  # one token each, in the place of those to come
+    embeddings, eot = algorithm.backbone.embed_prompts(
+        [f"{held} {prompt}" for prompt in algorithm.prompts]
+    )
+    parts = {"start": embeddings[:, :1], "words": embeddings[:, 1 + n :], "eot": eot}
+    for name, part in parts.items():
+        algorithm.register_buffer(name, part, persistent=False)
+
+
 @register
 class DPLCLIP(CLIPAlgorithm):
     """An MLP turns a domain's images into the first n words of every prompt.
@@ -67,14 +81,7 @@ class DPLCLIP(CLIPAlgorithm):
 
     def encode_prompts(self):
         """What stands around the domain's tokens, which are others at every step."""
-        n = self.hparams["num_domain_tokens"]
-        held = " ".join(["X"] * n)  # one token each; the domain's take their place
-        embeddings, eot = self.backbone.embed_prompts(
-            [f"{held} {prompt}" for prompt in self.prompts]
-        )
-        self.register_buffer("start", embeddings[:, :1], persistent=False)
-        self.register_buffer("words", embeddings[:, 1 + n :], persistent=False)
-        self.register_buffer("eot", eot, persistent=False)
+        keep_around(self, self.hparams["num_domain_tokens"])
 
     def embed(self, x: torch.Tensor) -> torch.Tensor:
         """CLIP's own embeddings (B, E) of images or their layer features."""

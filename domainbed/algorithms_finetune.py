@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from domainbed.algorithms import register
+from domainbed.algorithms import all_of, register
 from domainbed.algorithms_lfa import CLIPAlgorithm, unit
 from domainbed.backbones import image_blocks
 from domainbed.lib.bounds import at_least
@@ -168,8 +168,8 @@ class MIRO(TrainedTower):
         return total
 
     def loss(self, minibatches):
-        x = self.images(torch.cat([x for x, _ in minibatches]))
-        y = torch.cat([y for _, y in minibatches])
+        x, y = all_of(minibatches)
+        x = self.images(x)
         taps = self.taps(self.tower, x)
         with torch.no_grad():
             frozen = self.taps(self.backbone.model.visual, x)

@@ -23,6 +23,7 @@ from domainbed.algorithms import (
     descend,
     plain_numbers,
     register,
+    split,
 )
 from domainbed.lib.bounds import at_least, between
 from domainbed.lib.errors import InputError
@@ -318,7 +319,7 @@ class TRM(Featurized):
         loss = nll
         if self.update_count >= self.hparams["iters"]:
             self.alpha /= self.alpha.sum(1, keepdim=True)
-            features = z.split([len(y) for _, y in minibatches])
+            features = split(z, minibatches)
             for head, z_d, (_, y_d) in zip(
                 self.clist, features, minibatches, strict=True
             ):

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from domainbed.algorithms import register
+from domainbed.algorithms_dpl import keep_around
 from domainbed.algorithms_lfa import CLIPAlgorithm, prompts_of, unit
 from domainbed.lib.bounds import at_least, between
 
@@ -120,15 +121,7 @@ class CoOp(CLIPAlgorithm):
 
     def encode_prompts(self):
         """What stands around the context, which changes at every step."""
-        n = self.n_tokens()
-        held = " ".join(["X"] * n)  # one token each; the context takes their place
-        with torch.no_grad():
-            embeddings, eot = self.backbone.embed_prompts(
-                [f"{held} {prompt}" for prompt in self.prompts]
-            )
-        self.register_buffer("start", embeddings[:, :1], persistent=False)
-        self.register_buffer("words", embeddings[:, 1 + n :], persistent=False)
-        self.register_buffer("eot", eot, persistent=False)
+        keep_around(self, self.n_tokens())
 
     def text_layers(self) -> torch.Tensor:
         """t (C, L, W) of the prompts with the context as it is."""
