@@ -229,3 +229,27 @@ class TestTimm:
             model = timm_model(preset, num_classes=0, dynamic_img_size=True)
         assert (model.num_features, len(model.blocks)) == (768, 12)
         assert model.patch_embed.patch_size == (14, 14)
+
+
+@pytest.mark.parametrize(
+    "which",
+    [
+        {"resnet18": True},  # holds a class, which can give no state
+        pytest.param({"vit": True, "dinov2": True}, marks=needs_timm),
+        pytest.param({"backbone": "test_vit"}, marks=needs_timm),  # holds enumerations
+        pytest.param({"backbone": "test_resnet"}, marks=needs_timm),
+    ],
+)
+def test_training_goes_on_in_a_new_process_whatever_the_network(which, tmp_path):
+    def erm():
+        return get_algorithm_class("ERM")((3, 224, 224), 2, 1, ERM | which)
+
+    first, second = erm(), erm()
+    first.update([(torch.randn(2, 3, 224, 224), torch.tensor([0, 1]))])
+    torch.save(first.training_state(), tmp_path / "state.pt")
+    saved = torch.load(tmp_path / "state.pt", weights_only=True)
+    second.load_training_state(saved)
+    for own, other in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(own, other)
+    steps = [own.optimizer.state_dict()["state"][0]["step"] for own in (first, second)]
+    assert steps == [1, 1]

@@ -5,6 +5,7 @@ module and of its submodules, and plain counters.
 """
 
 import copy
+import enum
 from collections.abc import Iterator
 from typing import Any
 
@@ -83,16 +84,21 @@ def inside(value: Any, place: Place) -> Iterator[tuple[Place, Any]]:
 
 
 def has_state(value: Any) -> bool:
-    return hasattr(value, "state_dict") and hasattr(value, "load_state_dict")
+    """Whether it can give its state; a class, as torchvision's ResNet holds, cannot."""
+    methods = hasattr(value, "state_dict") and hasattr(value, "load_state_dict")
+    return methods and not isinstance(value, type)
 
 
 def is_plain(value: Any) -> bool:
-    """Whether it is a number, text or tensor, or lists and dicts of nothing else."""
+    """Whether it is a number, text or tensor, or lists and dicts of nothing else.
+
+    A member of an enumeration, as timm's ViT holds, is configuration.
+    """
     if isinstance(value, dict):
         return all(is_plain(inner) for pair in value.items() for inner in pair)
     if isinstance(value, list | tuple):
         return all(map(is_plain, value))
-    return isinstance(value, PLAIN)
+    return isinstance(value, PLAIN) and not isinstance(value, enum.Enum)
 
 
 def put(module: nn.Module, place: Place, value: Any) -> None:
