@@ -34,6 +34,13 @@ def _environments(keys: tuple[str, ...], part: str) -> tuple[int, ...]:
     return tuple(sorted(int(match[1]) for match in matches if match))
 
 
+def held_out_accs(record: dict[str, Any]) -> list[float]:
+    """The accuracies on the out-splits of all environments but the tested one."""
+    test_env = record["args"]["test_envs"][0]
+    others = [env for env in environments(record, "out") if env != test_env]
+    return [record[f"env{env}_out_acc"] for env in others]
+
+
 def rank(val_acc: float) -> float:
     """What accuracies are compared by: NaN is worse than all."""
     return -math.inf if math.isnan(val_acc) else val_acc
@@ -87,10 +94,10 @@ class OracleSelectionMethod(SelectionMethod):
 
     @classmethod
     def chosen(cls, run_records):
-        run_records = get_test_records(run_records)
-        if not run_records:
+        records = get_test_records(run_records).sorted("step")
+        if not records:
             return None
-        last = run_records.sorted("step")[-1]
+        last = records[-1]
         test_env = last["args"]["test_envs"][0]
         val_acc = last.get(f"env{test_env}_out_acc")
         test_acc = last.get(f"env{test_env}_in_acc")
@@ -109,9 +116,8 @@ class IIDAccuracySelectionMethod(SelectionMethod):
     def _step_acc(cls, record: dict[str, Any]) -> RunAcc | None:
         test_env = record["args"]["test_envs"][0]
         test_acc = record.get(cls.test_key.format(test_env))
-        others = [env for env in environments(record, "out") if env != test_env]
-        val_accs = [record[f"env{env}_out_acc"] for env in others]
-        if not others or None in (test_acc, *val_accs):
+        val_accs = held_out_accs(record)
+        if not val_accs or None in (test_acc, *val_accs):
             return None
         return {"val_acc": float(np.mean(val_accs)), "test_acc": test_acc}
 
@@ -132,14 +138,11 @@ class LastEpochSelectionMethod(SelectionMethod):
 
     @classmethod
     def chosen(cls, run_records):
-        run_records = get_test_records(run_records)
-        if not run_records:
+        records = get_test_records(run_records).sorted("step")
+        if not records:
             return None
-        last = run_records.sorted("step")[-1]
-        test_env = last["args"]["test_envs"][0]
-        test_acc = last.get(f"env{test_env}_in_acc")
-        others = [env for env in environments(last, "out") if env != test_env]
-        val_accs = [last[f"env{env}_out_acc"] for env in others]
+        last, val_accs = records[-1], held_out_accs(records[-1])
+        test_acc = last.get(f"env{last['args']['test_envs'][0]}_in_acc")
         if test_acc is None:
             return None
         val_acc = float(np.mean(val_accs)) if val_accs else 0.0

@@ -11,13 +11,13 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from domainbed import datasets
-from domainbed.datasets_few_shot import PARTS, FewShotDataset, Lists
+from domainbed.datasets import get_dataset_class
+from domainbed.datasets_few_shot import PARTS, Lists
 from domainbed.download import fetch, steps
-from domainbed.download.archive import unpack
 from domainbed.lib.errors import InputError, UnknownNameError
 from domainbed.lib.reporting import listed
 
@@ -133,10 +133,6 @@ CARDS = {
 }
 
 
-def class_of(name: str) -> type[FewShotDataset]:
-    return datasets.get_dataset_class(name)
-
-
 def obtain(
     name: str, data_dir: Path, source: str, report: Callable[[str], None]
 ) -> Path:
@@ -145,8 +141,8 @@ def obtain(
 
     To a folder that is there only lists are added that it lacks.
     """
-    card, folder = CARDS[name], data_dir / class_of(name).FOLDER
-    local = files_of(name, source)
+    card, folder = CARDS[name], steps.folder_of(name, data_dir)
+    local = sources_of(name, source)
     if folder.exists():
         added = add_lists(local or [], folder)
         report(f"{name} is at {folder} already" + (f"; added {added}" if added else ""))
@@ -164,7 +160,7 @@ def obtain(
                 kept.mkdir(exist_ok=True)
                 local = [fetch.fetch(at, kept / n) for n, at in card.files.items()]
             report(f"{name}: unpacking {', '.join(path.name for path in local)}")
-            build(name, local, folder)
+            steps.build(local, folder, partial(arrange, name))
         except steps.FAILURES as error:
             with contextlib.suppress(OSError):
                 kept.rmdir()  # unless it holds what can be resumed
@@ -179,7 +175,7 @@ def obtain(
     return folder
 
 
-def files_of(name: str, source: str) -> list[Path] | None:
+def sources_of(name: str, source: str) -> list[Path] | None:
     """The local files that --source names, None if it names the web."""
     if source == "auto":
         return None
@@ -188,25 +184,12 @@ def files_of(name: str, source: str) -> list[Path] | None:
     return steps.local_files(source)
 
 
-def build(name: str, files: list[Path], folder: Path) -> None:
-    """The dataset at `folder`, whole, of its archives; nothing there if it fails."""
-    part = folder.with_name(f"{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)  # of an attempt that was killed
-    try:
-        for path in files:
-            unpack(path, part / "raw")
-        arrange(name, part / "raw", part / "whole")
-        (part / "whole").rename(folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
 def arrange(name: str, raw: Path, to: Path) -> None:
     """What lies beside the folder of images in `raw`, and lists from anywhere, in `to`.
 
     InputError if there is no such folder.
     """
-    wanted = class_of(name).IMAGES or "cars_train"
+    wanted = get_dataset_class(name).IMAGES or "cars_train"
     theirs, _ = CARDS[name].renamed or (wanted, wanted)
     found = sorted(
         (
@@ -241,23 +224,21 @@ def lacking(name: str, folder: Path) -> Iterator[str]:
             yield file
 
 
-def verify(name: str, data_dir: Path) -> str:
-    """What the dataset has, if all is there; else InputError with what is missing.
+def verify(name: str, data_dir: Path) -> tuple[str, bool]:
+    """What the dataset has, and True: InputError with what is missing, if something is.
 
     Each image on its lists must be a file, and each part, class by class where that is
     published, as large as the manifest says.
     """
-    lists = class_of(name).few_shot_lists(str(data_dir))
+    lists = get_dataset_class(name).few_shot_lists(str(data_dir))
     parts = {"train": lists.train, "val": lists.val, "test": lists.tests["test"]}
     known = json.loads(COUNTS.read_text(encoding="utf-8"))[name]
     problems = [*differences(lists, parts, known), *absent(lists, parts)]
     if problems:
         raise InputError(f"{name} in {lists.folder}: {'; '.join(problems)}.")
     counts = ", ".join(f"{part} {len(own):,}" for part, own in parts.items() if own)
-    return (
-        f"{name} has all images of its lists, as many as published: {counts}, of "
-        f"{len(lists.class_names):,} classes."
-    )
+    sentence = f"{name} has all images of its lists, as many as published: {counts}"
+    return f"{sentence}, of {len(lists.class_names):,} classes.", True
 
 
 def differences(lists: Lists, parts: dict, known: dict[str, Any]) -> Iterator[str]:

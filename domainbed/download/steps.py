@@ -11,13 +11,14 @@ import math
 import shutil
 import urllib.error
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 from domainbed import datasets
 from domainbed.download.archive import ArchiveError, unpack
 from domainbed.download.cards import CARDS, Mirror
 from domainbed.lib.claim import Claim
-from domainbed.lib.errors import InputError, UnknownNameError, did_you_mean, one_line
+from domainbed.lib.errors import InputError, did_you_mean, one_line
 from domainbed.lib.pictures import pictures, plain
 
 SOURCES = ("auto", "hf", "url", "gdrive")
@@ -26,8 +27,6 @@ FAILURES = (OSError, http.client.HTTPException, ValueError)  # ValueError: Input
 
 def sources_of(name: str, source: str) -> tuple[Mirror, ...] | list[Path]:
     """The mirrors or the local files that `--source` means; InputError for neither."""
-    if name not in CARDS:
-        raise UnknownNameError("dataset to download", name, CARDS)
     mirrors = CARDS[name].mirrors
     if source in SOURCES:
         chosen = tuple(m for m in mirrors if source in ("auto", m.source))
@@ -80,7 +79,7 @@ def obtain(
         if isinstance(chosen, list):
             report(f"{name}: unpacking {', '.join(path.name for path in chosen)}")
             try:
-                build(name, chosen, folder)
+                build(chosen, folder, partial(arrange, name))
             except FAILURES as error:
                 sentence = f"{name} could not be made from --source {source}: "
                 raise InputError(sentence + reason(error)) from error
@@ -119,7 +118,7 @@ def from_mirrors(
         files: list[Path] = []
         try:
             files = mirror.fetch(kept)
-            build(name, files, folder)
+            build(files, folder, partial(arrange, name))
         except FAILURES as error:
             if isinstance(error, ArchiveError):  # the next attempt needs other copies
                 for path in files:
@@ -137,20 +136,29 @@ def from_mirrors(
     )
 
 
-def build(name: str, files: list[Path], folder: Path) -> None:
-    """The dataset at `folder`, whole, from its archives; nothing there if it fails."""
+def build(
+    files: list[Path], folder: Path, arrange: Callable[[Path, Path], None]
+) -> None:
+    """The dataset at `folder`, whole, as `arrange(raw, to)` makes it of what is in its
+    archives; nothing there if it fails.
+    """
     part = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)  # of an attempt that was killed
-    domains = CARDS[name].counts
     try:
         for path in files:
             unpack(path, part / "raw")
-        CARDS[name].arrange(part / "raw", part / "whole", domains)
-        if empty := [d for d, n in count(part / "whole", domains).items() if not n]:
-            raise InputError(f"it holds no pictures of {', '.join(empty)}")
+        arrange(part / "raw", part / "whole")
         (part / "whole").rename(folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def arrange(name: str, raw: Path, to: Path) -> None:
+    """The dataset's domains in `to`; InputError for one without a picture."""
+    domains = CARDS[name].counts
+    CARDS[name].arrange(raw, to, domains)
+    if empty := [domain for domain, n in count(to, domains).items() if not n]:
+        raise InputError(f"it holds no pictures of {', '.join(empty)}")
 
 
 def reason(error: Exception) -> str:

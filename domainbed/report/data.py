@@ -13,7 +13,7 @@ import pandas as pd
 from domainbed.lib import reporting
 from domainbed.lib.misc import read_json
 from domainbed.lib.query import Q
-from domainbed.model_selection import SelectionMethod, environments, get_test_records
+from domainbed.model_selection import SelectionMethod, get_test_records, held_out_accs
 from domainbed.names import algorithm_names
 from domainbed.tables import frames
 from domainbed.tables.frames import environment_name
@@ -33,8 +33,7 @@ def steps(records: Q) -> pd.DataFrame:
     for record in get_test_records(records):
         args = record["args"]
         env = args["test_envs"][0]
-        others = [i for i in environments(record, "out") if i != env]
-        val = [record[f"env{i}_out_acc"] for i in others]
+        val = held_out_accs(record)
         cell = (args["dataset"], args["algorithm"], env, args["trial_seed"])
         accs = (np.mean(val) if val else np.nan, record.get(f"env{env}_in_acc", np.nan))
         cost = (1000 * number(record, "step_time"), number(record, "mem_gb"))

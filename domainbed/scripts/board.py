@@ -199,9 +199,10 @@ def verify(args: argparse.Namespace) -> None:
     cells = board.read(Path(args.board))
     if not cells:
         raise InputError(f"there are no cells in {args.board}.")
+    known = [*dict.fromkeys(cell.name for cell in cells)]
     for name in args.cell or ():
-        if name not in {cell.name for cell in cells}:
-            raise UnknownNameError("cell", name, {cell.name: None for cell in cells})
+        if name not in known:
+            raise UnknownNameError("cell", name, known)
     wanted = [cell for cell in cells if not args.cell or cell.name in args.cell]
     for cell in wanted:
         sweep_of(cell)

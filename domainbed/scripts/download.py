@@ -3,6 +3,7 @@
 import argparse
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import torchvision
 
@@ -58,6 +59,15 @@ def download_mnist(data_dir: Path) -> None:
     print(f"MNIST is at {data_dir / 'MNIST'}")
 
 
+def makers_of(name: str) -> ModuleType:
+    """The module that has the dataset's card; UnknownNameError if none has."""
+    for module in (steps, few_shot):
+        if name in module.CARDS:
+            return module
+    known = (*steps.CARDS, *few_shot.CARDS, *MNIST)
+    raise UnknownNameError("dataset to download", name, known)
+
+
 @exits_on_input_error
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
@@ -68,13 +78,7 @@ def main(argv: list[str] | None = None) -> None:
         )
     names = [name for name in args.dataset if name not in MNIST]
     for name in names:  # all wrong input before any download
-        if name in few_shot.CARDS:
-            few_shot.files_of(name, args.source)
-        elif name in steps.CARDS:
-            steps.sources_of(name, args.source)
-        else:
-            known = (*steps.CARDS, *few_shot.CARDS, *MNIST)
-            raise UnknownNameError("dataset to download", name, known)
+        makers_of(name).sources_of(name, args.source)
     with silenced(args.quiet):
         obtain(names, args)
 
@@ -84,14 +88,9 @@ def obtain(names: list[str], args: argparse.Namespace) -> None:
     if len(names) < len(args.dataset):
         download_mnist(args.data_dir)
     for name in names:
-        if name in few_shot.CARDS:
-            few_shot.obtain(name, args.data_dir, args.source, report=print)
-            if args.verify:
-                print(few_shot.verify(name, args.data_dir))
-            continue
-        steps.obtain(name, args.data_dir, args.source, report=print)
+        makers_of(name).obtain(name, args.data_dir, args.source, report=print)
         if args.verify:
-            sentence, agrees = steps.verify(name, args.data_dir)
+            sentence, agrees = makers_of(name).verify(name, args.data_dir)
             print(
                 sentence if agrees else f"warning: {sentence}",
                 file=sys.stdout if agrees else sys.stderr,
