@@ -16,6 +16,7 @@ import numpy as np
 from domainbed.lib import misc
 from domainbed.lib.bounds import at_least, between, check_bounds, instead_of
 from domainbed.lib.errors import InputError, did_you_mean
+from domainbed.lib.paths import user_path
 from domainbed.lib.texts import read_text
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def as_json(words: list[str] | None) -> str | None:
         return None
     if len(words) == 1 and words[0].startswith("@"):
         try:
-            text = read_text(words[0][1:])
+            text = read_text(user_path(words[0][1:]))
         except InputError as error:
             raise InputError(f"--hparams {words[0]}: {error}") from error
         return json.dumps(parse_hparams(text))

@@ -1,11 +1,17 @@
 """Paths from the command line."""
 
 import os
+from pathlib import Path
 
 
 def user_path(text: str) -> str:
     """The path, with the ~ that a shell leaves alone in --flag=~/place expanded."""
     return os.path.expanduser(text)
+
+
+def as_path(text: str) -> Path:
+    """The same as a Path."""
+    return Path(user_path(text))
 
 
 def name_and_place(text: str) -> tuple[str | None, str]:

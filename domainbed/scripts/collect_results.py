@@ -83,10 +83,15 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     const = {"dest": "selection", "action": "store_const", "const": "auto_lr"}
     which.add_argument("--auto_lr", help="select by auto lr only", **const)
     parser.add_argument(
-        "--baseline", metavar="FILE", help="a CSV of published figures, or clip_vit_b16"
+        "--baseline",
+        type=user_path,
+        metavar="FILE",
+        help="a CSV of published figures, or clip_vit_b16",
     )
     parser.add_argument("--reference", help=REFERENCE)
-    parser.add_argument("--output", metavar="FILE", help="instead of standard output")
+    parser.add_argument(
+        "--output", type=user_path, metavar="FILE", help="instead of standard output"
+    )
     add_quiet(parser)
     args = parser.parse_args(argv)
     if args.format not in (*FORMATS, "paper"):

@@ -13,7 +13,7 @@ from domainbed.lib.errors import (
     UnknownNameError,
     exits_on_input_error,
 )
-from domainbed.lib.paths import user_path
+from domainbed.lib.paths import as_path, user_path
 from domainbed.lib.progress import add_quiet, silenced
 
 MNIST = ("MNIST", "RotatedMNIST", "ColoredMNIST")
@@ -25,9 +25,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         usage="python -m domainbed.scripts.download --data_dir data --dataset PACS",
         description=__doc__,
     )
-    parser.add_argument(
-        "--data_dir", required=True, type=lambda text: Path(user_path(text))
-    )
+    parser.add_argument("--data_dir", required=True, type=as_path)
     parser.add_argument(
         "--dataset",
         nargs="+",
@@ -37,6 +35,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--source",
+        type=user_path,
         default="auto",
         help="auto (the mirrors in order), hf, url, gdrive, or a local archive "
         "(a folder, if the dataset has several)",

@@ -6,12 +6,11 @@ where its method has weights over layers.
 """
 
 import argparse
-from pathlib import Path
 
 from domainbed.lib.errors import InputError, check_at_least, exits_on_input_error
 from domainbed.lib.misc import write_whole
 from domainbed.lib.optional import require
-from domainbed.lib.paths import user_path
+from domainbed.lib.paths import as_path, user_path
 from domainbed.lib.progress import add_quiet, silenced
 
 
@@ -22,10 +21,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__,
     )
     add = parser.add_argument
-    add("--run", type=Path, required=True, help="the folder of a finished run")
-    add("--versus", type=Path, help="that of another, to compare it with")
+    add("--run", type=as_path, required=True, help="the folder of a finished run")
+    add("--versus", type=as_path, help="that of another, to compare it with")
     images = parser.add_mutually_exclusive_group(required=True)
-    images.add_argument("--image", type=Path, nargs="+", help="pictures to show")
+    images.add_argument("--image", type=as_path, nargs="+", help="pictures to show")
     images.add_argument(
         "--disagreements",
         type=int,
@@ -38,11 +37,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         type=user_path,
         help="where the dataset is now; default: where it was trained",
     )
-    add(
-        "--output_dir",
-        type=lambda text: Path(user_path(text)),
-        help="default: explain in the run's folder",
-    )
+    add("--output_dir", type=as_path, help="default: explain in the run's folder")
     add_quiet(parser)
     args = parser.parse_args(argv)
     args.output_dir = args.output_dir or args.run / "explain"

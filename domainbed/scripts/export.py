@@ -5,10 +5,10 @@ this outside of that checkout, where `domainbed` means this package.
 """
 
 import argparse
-from pathlib import Path
 
 from domainbed.export import checkout
 from domainbed.lib.errors import exits_on_input_error
+from domainbed.lib.paths import as_path
 from domainbed.lib.progress import add_quiet, silenced
 
 NEEDS = """\
@@ -24,12 +24,14 @@ def main(argv: list[str] | None = None) -> None:
         usage="python -m domainbed.scripts.export --to CHECKOUT",
         description=__doc__,
     )
-    parser.add_argument("--to", required=True, help="the checkout's folder")
+    parser.add_argument(
+        "--to", type=as_path, required=True, help="the checkout's folder"
+    )
     parser.add_argument("--remove", action="store_true", help="take it out again")
     add_quiet(parser)
     args = parser.parse_args(argv)
     plan = checkout.removed if args.remove else checkout.exported
-    changes = plan(Path(args.to))
+    changes = plan(args.to)
     changed = checkout.write(changes)
     with silenced(args.quiet):
         for path in changed:

@@ -1,12 +1,11 @@
 """Write a sweep's report: tables and pictures in one HTML file, without network."""
 
 import argparse
-from pathlib import Path
 
 from domainbed.lib.errors import InputError, exits_on_input_error
 from domainbed.lib.misc import write_whole
 from domainbed.lib.optional import require
-from domainbed.lib.paths import user_path
+from domainbed.lib.paths import as_path
 from domainbed.lib.progress import add_quiet, silenced
 from domainbed.scripts.collect_results import REFERENCE, SELECTION_METHODS
 
@@ -17,11 +16,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         usage="python -m domainbed.scripts.report --input_dir demo",
         description=__doc__,
     )
-    parser.add_argument(
-        "--input_dir", type=user_path, required=True, help="the sweep's folder"
-    )
-    parser.add_argument("--output", default="report.html", help="the file to write")
-    parser.add_argument("--reference", help=REFERENCE)
+    add = parser.add_argument
+    add("--input_dir", type=as_path, required=True, help="the sweep's folder")
+    add("--output", type=as_path, default="report.html", help="the file to write")
+    add("--reference", help=REFERENCE)
     add_quiet(parser)
     return parser.parse_args(argv)
 
@@ -33,11 +31,9 @@ def main(argv: list[str] | None = None) -> None:
         require(module, "report")
     from domainbed.report.page import make_report  # it imports both
 
-    output = Path(args.output)
+    output = args.output
     with silenced(args.quiet):
-        page = make_report(
-            Path(args.input_dir), output, SELECTION_METHODS, args.reference
-        )
+        page = make_report(args.input_dir, output, SELECTION_METHODS, args.reference)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         write_whole(output, page)

@@ -7,7 +7,7 @@ import torch
 from torchvision.utils import save_image
 
 from domainbed import datasets
-from domainbed.lib.errors import InputError, exits_on_input_error
+from domainbed.lib.errors import InputError, check_at_least, exits_on_input_error
 from domainbed.lib.paths import user_path
 from domainbed.lib.progress import add_quiet, silenced
 
@@ -38,6 +38,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--n", type=int, default=16, help="pictures of an environment")
     add_quiet(parser)
     args = parser.parse_args(argv)
+    check_at_least(args, n=1)
     with silenced(args.quiet):
         save(args)
 

@@ -75,7 +75,7 @@ def with_files(words: list[str]) -> list[str]:
             return [word]
         if before == "--hparams":
             return [hparams_registry.as_json([word])]
-        return with_files(words_in(shipped.find(word[1:], "*.txt")))
+        return with_files(words_in(shipped.find(user_path(word[1:]), "*.txt")))
 
     return [*itertools.chain(*map(found, ["", *words[:-1]], words))]
 

@@ -30,6 +30,14 @@ def test_what_is_not_there_is_left_out_unless_asked_for(tmp_path, capsys):
     assert ended.value.code == 2
 
 
+def test_no_pictures_are_no_sheet(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        save_images.main(["--output_dir", str(tmp_path / "o"), "--n", "0"])
+    assert ended.value.code == 2
+    assert "--n is 0; it must be at least 1." in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
+
+
 @pytest.mark.parametrize("channels", [1, 2, 3])
 def test_pictures_have_three_channels_from_0_to_1(channels):
     data = [(5 * torch.randn(channels, 8, 8), 0) for _ in range(10)]
