@@ -275,6 +275,7 @@ def write(path: Path, z: Sequence[np.ndarray], arrays: Arrays) -> None:
     .safetensors file z is put together in memory.
     """
     check_ending(path)
+    path = path.resolve()  # a link stays one
     part = path.with_name(f"{path.name}.part")
     part.touch()
     mode = part.stat().st_mode  # safetensors gives its files another

@@ -155,14 +155,23 @@ def threads(default: int = 1) -> int:
 
 
 def write_whole(path: Path, content: str | bytes | memoryview) -> None:
-    """The file appears with all of its content or, after an error, stays as it was."""
-    part = path.with_name(f"{path.name}.part")
+    """The file appears with all of its content or, after an error, stays as it was.
+
+    That of a link is where it leads; what is no file, as /dev/null, is written to.
+    """
+    content = content.encode() if isinstance(content, str) else content
+    if path.exists() and not path.is_file():
+        with open(path, "wb") as device:
+            device.write(content)
+        return
+    whole = Path(os.path.realpath(path)) if path.is_symlink() else path
+    part = whole.with_name(f"{path.name}.part")
     try:
         with open(part, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        part.replace(path)
+        part.replace(whole)
     except OSError as error:
         if error.errno is not None:
             error.filename = str(path)  # a write does not say where

@@ -50,6 +50,13 @@ def test_what_was_written_is_read(path):
     assert path.stat().st_mode & 0o777 == 0o666 & ~umask()
 
 
+def test_a_link_stays_one(path, tmp_path):
+    (tmp_path / "there").mkdir()
+    path.symlink_to(tmp_path / "there" / path.name)
+    write(path, [Z], ARRAYS)
+    assert path.is_symlink() and np.array_equal(read(path).z, Z)
+
+
 def umask():
     now = os.umask(0)
     os.umask(now)

@@ -2,6 +2,7 @@ import errno
 import json
 import math
 import multiprocessing
+import os
 
 import numpy as np
 import pytest
@@ -102,6 +103,27 @@ def test_plain_values_survive_json_unchanged():
     plain = misc.plain(values)
     assert plain == {"i": 3, "f": 0.1, "b": True, "n": None}
     assert [type(v) for v in plain.values()] == [int, float, bool, type(None)]
+
+
+def test_write_whole_keeps_a_link_and_what_is_no_file(tmp_path):
+    """As root it made a file of /dev/null, for every program of the machine."""
+    (tmp_path / "there").mkdir()
+    for name, leads_to in (("old", "there/file"), ("new", "there/none yet")):
+        (tmp_path / name).symlink_to(leads_to)
+        (tmp_path / "there" / "file").touch()
+        misc.write_whole(tmp_path / name, name)
+        assert (tmp_path / name).is_symlink()
+        assert (tmp_path / leads_to).read_text() == name
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    misc.write_whole(pipe, "said")
+    assert os.read(reader, 9) == b"said"
+    os.close(reader)
+    assert pipe.is_fifo()
+    with pytest.raises(IsADirectoryError):
+        misc.write_whole(tmp_path / "there", "")
+    assert len([*tmp_path.iterdir()]) == 4
 
 
 def test_write_whole_leaves_the_old_file_when_writing_fails(tmp_path, monkeypatch):
