@@ -18,12 +18,14 @@ from torch import nn
 from domainbed.algorithms import register
 from domainbed.algorithms_lfa import CLIPAlgorithm, unit
 from domainbed.backbones import VisionTransformer, attend
+from domainbed.datasets import get_dataset_class
 from domainbed.lib.bounds import at_least, between
 from domainbed.lib.errors import check_choice
 from domainbed.lib.schedules import SCHEDULES, set_learning_rate, share
 
 HEADS = ("text", "linear")
-FGVC = ("CUB200", "NABirds", "FGVCFlowers", "StanfordDogs", "FGVCCars")
+# The release's rates and weight decays.
+RATES = {"VTAB-1k": (1e-2, 0.0), "FGVC": (5e-3, 1e-2)}
 
 
 class TowerCLIP(CLIPAlgorithm):
@@ -159,9 +161,7 @@ class ARC_att(AdapterCLIP):
     @classmethod
     def few_shot_rows(cls, dataset, shots):
         """100 epochs with warm-up, and the release's rates for VTAB-1k and FGVC."""
-        lr, decay = (1e-2, 0.0) if dataset.startswith("VTAB") else (1e-3, 0.0)
-        if dataset in FGVC:
-            lr, decay = 5e-3, 1e-2
+        lr, decay = RATES.get(get_dataset_class(dataset).BENCHMARK, (1e-3, 0.0))
         return super().few_shot_rows(dataset, shots) | {
             "lr": at_least(0, lr),
             "weight_decay": at_least(0, decay),

@@ -18,7 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from domainbed.lib.errors import InputError
-from domainbed.lib.layout import all_classes, check_classes, check_pictures, in_order
+from domainbed.lib.layout import (
+    all_classes,
+    check_classes,
+    check_pictures,
+    folder_of,
+    in_order,
+)
 from domainbed.lib.once import once
 from domainbed.lib.paths import name_and_place
 from domainbed.lib.pictures import pictures, read_image, same, subfolders, unreadable
@@ -114,6 +120,7 @@ class MultipleDomainDataset:
     SOURCES: Sequence[str] = ()  # the domains that a few-shot run can draw from, if any
     VAL_SHOTS: int | None = 4  # of each class, at most, validate a few-shot run
     TRAIN_ON_VAL = False  # whether those train, too, by default
+    BENCHMARK = ""  # of several datasets, which methods may have settings for
 
     datasets: list[Dataset]
     input_shape: tuple[int, ...]
@@ -253,28 +260,29 @@ class ImageEnvironment:
     transform: Callable[[Any], torch.Tensor] | None = None  # set by the dataset
 
     def __init__(self, folder: Path, classes: list[str]):
-        self.root, self.classes, self.left_out = str(folder), classes, Counter()
-        self.samples, self.targets, left = once(self.found, "samples", self.key)
-        self.left_out = left  # how many pictures of which other endings
+        self.root, self.classes = str(folder), classes
+        found = once(self.find, "samples", self.key)
+        self.samples, self.targets, self.left_out = found
 
     @property
     def key(self) -> Hashable:
         """What names its files for `once`, None if nothing does."""
         return self.root, *self.classes
 
-    def found(self) -> tuple[list[tuple[str, int]], list[int], Counter[str]]:
-        """`find_samples`, the labels alone, and what was left out."""
-        samples = self.find_samples()
-        return samples, [label for _, label in samples], self.left_out
+    def find(self) -> tuple[list[tuple[str, int]], list[int], Counter[str]]:
+        """`find_samples`, the labels alone, and of which endings what is left out."""
+        left_out: Counter[str] = Counter()
+        samples = self.find_samples(left_out)
+        return samples, [label for _, label in samples], left_out
 
-    def find_samples(self) -> list[tuple[str, int]]:
-        """The path and the label of each image."""
+    def find_samples(self, left_out: Counter[str]) -> list[tuple[str, int]]:
+        """The path and the label of each image; `left_out` as of `pictures`."""
         folders = {same(name): name for name in subfolders(Path(self.root))}
         return [
             (path, label)
             for label, name in enumerate(self.classes)
             if same(name) in folders
-            for path in pictures(Path(self.root, folders[same(name)]), self.left_out)
+            for path in pictures(Path(self.root, folders[same(name)]), left_out)
         ]
 
     def siblings(self) -> list[str]:
@@ -360,15 +368,7 @@ class MultipleEnvironmentImageFolder(ImageDataset):
 
     def find_folder(self, root: str | None) -> Path:
         """Where the dataset is, under the data folder `root`."""
-        if root is None and not Path(self.FOLDER).is_absolute():
-            raise InputError(f"{type(self).__name__} needs --data_dir, its folder.")
-        folder = Path(root or "") / self.FOLDER
-        if not folder.is_dir():
-            raise InputError(
-                f"{type(self).__name__} is not at {folder}; give the folder that holds "
-                f"{self.FOLDER}/ as --data_dir."
-            )
-        return folder
+        return folder_of(type(self), root)
 
 
 @functools.cache

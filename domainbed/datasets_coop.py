@@ -15,6 +15,7 @@ from domainbed.datasets_few_shot import (
     lists_of,
 )
 from domainbed.lib.errors import InputError, UnknownNameError
+from domainbed.lib.layout import folder_of
 from domainbed.lib.pictures import subfolders
 from domainbed.lib.texts import lines
 
@@ -30,7 +31,7 @@ class ImageNetFolders(FewShotDataset):
 
     @classmethod
     def few_shot_lists(cls, root, source=None):
-        folder = cls.folder(root)
+        folder = folder_of(cls, root)
         images = folder / cls.IMAGES
         names = cls.names_of(folder, subfolders(existing(images / cls.TEST)))
         test = items_of(images, cls.TEST)
@@ -143,7 +144,7 @@ class FGVCAircraft(FewShotDataset):
 
     @classmethod
     def few_shot_lists(cls, root, source=None):
-        folder = cls.folder(root)
+        folder = folder_of(cls, root)
         label = {name: i for i, name in enumerate(lines(folder / "variants.txt"))}
         rows = {}
         for part in ("train", "val", "test"):
@@ -200,7 +201,7 @@ class ImageNetV2(ImageNetFolders):
 
     @classmethod
     def few_shot_lists(cls, root, source=None):
-        folder = cls.folder(root)
+        folder = folder_of(cls, root)
         names = [
             line.split(" ", 1)[1].strip() for line in lines(folder / "classnames.txt")
         ]

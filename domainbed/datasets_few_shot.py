@@ -20,6 +20,7 @@ from domainbed.datasets import (
     get_dataset_class,
 )
 from domainbed.lib.errors import InputError
+from domainbed.lib.layout import folder_of
 from domainbed.lib.misc import seed_hash
 from domainbed.lib.shots import half, k_shots
 from domainbed.lib.texts import read_text
@@ -56,20 +57,8 @@ class FewShotDataset(MultipleDomainDataset):
     @classmethod
     def few_shot_lists(cls, root: str | None, source: str | None = None) -> Lists:
         """The lists in the data folder `root`; InputError for what is not there."""
-        folder = cls.folder(root)
+        folder = folder_of(cls, root)
         return read_split_file(folder / cls.SPLIT, folder / cls.IMAGES, cls.__name__)
-
-    @classmethod
-    def folder(cls, root: str | None) -> Path:
-        if root is None:
-            raise InputError(f"{cls.__name__} needs --data_dir, its folder.")
-        folder = Path(root) / cls.FOLDER
-        if not folder.is_dir():
-            raise InputError(
-                f"{cls.__name__} is not at {folder}; give the folder that holds "
-                f"{cls.FOLDER}/ as --data_dir."
-            )
-        return folder
 
 
 def read_split_file(path: Path, images: Path, dataset: str) -> Lists:
@@ -178,7 +167,7 @@ class ListedEnvironment(ImageEnvironment):
     def siblings(self):
         return [path for path, _ in self.samples]
 
-    def find_samples(self):
+    def find_samples(self, left_out):
         return [(os.path.join(self.root, path), label) for path, label in self.items]
 
 

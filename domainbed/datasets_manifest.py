@@ -11,13 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from domainbed.datasets import MADE, ImageDataset
-from domainbed.datasets_few_shot import FewShotDataset, ListedEnvironment, lists_of
+from domainbed.datasets_few_shot import (
+    PARTS,
+    FewShotDataset,
+    ListedEnvironment,
+    lists_of,
+)
 from domainbed.lib.errors import InputError, UnknownNameError
 from domainbed.lib.texts import read_text
 
 PREFIX = "Manifest:"
 COLUMNS = ("path", "class", "split")
-SPLITS = ("train", "val", "test")
 Row = dict[str, str]
 
 
@@ -45,7 +49,7 @@ class ManifestDataset(ImageDataset):
     @classmethod
     def few_shot_lists(cls, root, source=None):
         label = {name: y for y, name in enumerate(class_names(cls.ROWS))}
-        rows = {split: [] for split in SPLITS}
+        rows = {part: [] for part in PARTS}
         for row in cls.ROWS:
             item = (row["path"], label[row["class"]], row["class"])
             rows[row["split"]].append(item)
@@ -84,8 +88,8 @@ def checked(row: Any, path: Path) -> Row:
     lacking = [c for c in COLUMNS if not isinstance(row, dict) or not row.get(c)]
     if lacking:
         raise InputError(f"the manifest {path} has a row without {lacking[0]}: {row}.")
-    if row["split"] not in SPLITS:
-        raise UnknownNameError(f"split in {path}:", row["split"], SPLITS)
+    if row["split"] not in PARTS:
+        raise UnknownNameError(f"split in {path}:", row["split"], PARTS)
     place = Path(row["path"])
     if place.is_absolute() or ".." in place.parts:
         raise InputError(f"{path}: {row['path']!r} leads out of {path.parent}.")

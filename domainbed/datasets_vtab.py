@@ -17,6 +17,7 @@ from pathlib import Path
 from domainbed.datasets import register
 from domainbed.datasets_few_shot import PARTS, FewShotDataset, Lists, lists_of
 from domainbed.lib.errors import InputError
+from domainbed.lib.layout import folder_of
 from domainbed.lib.texts import lines, read_text
 
 Pairs = list[tuple[str, int]]  # path of an image, label
@@ -62,10 +63,11 @@ class VTAB(FewShotDataset):
 
     IMAGES, VAL_SHOTS, TRAIN_ON_VAL, AUGMENT = "", None, True, False
     FILES = ("train800.txt", "val200.txt", "test.txt")
+    BENCHMARK = "VTAB-1k"
 
     @classmethod
     def few_shot_lists(cls, root, source=None):
-        folder = cls.folder(root)
+        folder = folder_of(cls, root)
         files = zip(PARTS, cls.FILES, strict=True)
         return named_lists(folder, folder, {p: pairs_of(folder / f) for p, f in files})
 
@@ -88,10 +90,11 @@ class FGVC(FewShotDataset):
     """
 
     VAL_SHOTS = None
+    BENCHMARK = "FGVC"
 
     @classmethod
     def few_shot_lists(cls, root, source=None):
-        folder = cls.folder(root)
+        folder = folder_of(cls, root)
         given = {part: classes_of(folder / f"{part}.json") for part in PARTS}
         known = {name for own in given.values() for name in own.values()}
         if len({*map(type, known)}) > 1:

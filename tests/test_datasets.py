@@ -94,8 +94,8 @@ def test_any_folder_is_a_dataset(tmp_path, pacs):
     dataset = cls(None, [0], PLAIN)
     assert [len(environment) for environment in dataset] == [10, 10]
     assert (dataset.class_names, dataset.environment_name(1)) == (["x", "y"], "b")
-    with pytest.raises(InputError, match="there is no folder '/nowhere'"):
-        datasets.get_dataset_class("ImageFolder:/nowhere")
+    with pytest.raises(InputError, match=f"there is no folder '{tmp_path}/none'"):
+        datasets.get_dataset_class(f"ImageFolder:{tmp_path / 'none'}")
     named = datasets.get_dataset_class(f"ImageFolder:birds={tmp_path / 'mine'}")
     assert named.ENVIRONMENTS == ("a", "b")
 

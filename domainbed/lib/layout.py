@@ -19,6 +19,19 @@ PARTS = {"train", "training", "val", "valid", "validation", "crossval", "dev"}
 PARTS |= {"test", "testing", "eval", "full", "all", "trainval"}
 
 
+def folder_of(dataset: type, root: str | None) -> Path:
+    """Where a dataset class's FOLDER is, under the data folder `root`."""
+    if root is None and not Path(dataset.FOLDER).is_absolute():
+        raise InputError(f"{dataset.__name__} needs --data_dir, its folder.")
+    folder = Path(root or "") / dataset.FOLDER
+    if not folder.is_dir():
+        raise InputError(
+            f"{dataset.__name__} is not at {folder}; give the folder that holds "
+            f"{dataset.FOLDER}/ as --data_dir."
+        )
+    return folder
+
+
 def names_of(dataset: type) -> list[tuple[str, ...]]:
     """Every name of each environment of a dataset class, its own first."""
     more = dataset.KNOWN_AS or [()] * len(dataset.ENVIRONMENTS)
