@@ -62,19 +62,23 @@ def common_rows(dataset: str) -> HparamRows:
     }
 
 
-def hparam_rows(algorithm: str, dataset: str) -> HparamRows:
-    """All rows of an algorithm on a dataset; its own go before the common ones."""
+def hparam_rows(
+    algorithm: str, dataset: str, of_task: HparamRows | None = None
+) -> HparamRows:
+    """All rows of an algorithm on a dataset; its own go before the common ones, and a
+    task's before those.
+    """
     from domainbed.algorithms import get_algorithm_class  # which takes torch
 
     own = get_algorithm_class(algorithm).hparam_rows(dataset)
-    return instead_of(common_rows(dataset), own)
+    return instead_of(instead_of(common_rows(dataset), own), of_task or {})
 
 
 def default_hparams(
     algorithm: str, dataset: str, of_task: HparamRows | None = None
 ) -> dict[str, Any]:
-    """Every hyperparameter's default; a task's rows go before the algorithm's."""
-    rows = instead_of(hparam_rows(algorithm, dataset), of_task or {})
+    """Every hyperparameter's default."""
+    rows = hparam_rows(algorithm, dataset, of_task)
     return {name: default for name, (default, _) in rows.items()}
 
 
@@ -88,7 +92,7 @@ def random_hparams(
             return default
         return misc.plain(draw(np.random.RandomState(misc.seed_hash(seed, name))))
 
-    rows = instead_of(hparam_rows(algorithm, dataset), of_task or {})
+    rows = hparam_rows(algorithm, dataset, of_task)
     return {name: value(name, *row) for name, row in rows.items()}
 
 
@@ -164,8 +168,7 @@ def check_hparams(
 
     `class_names`, a fact of the dataset, is always allowed.
     """
-    rows = instead_of(hparam_rows(algorithm, dataset), of_task or {})
-    rows |= {"class_names": ([], None)}
+    rows = hparam_rows(algorithm, dataset, of_task) | {"class_names": ([], None)}
     known = {name: default for name, (default, _) in rows.items()}
     for name, value in hparams.items():
         if name not in known:

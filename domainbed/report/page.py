@@ -7,7 +7,7 @@ says what to see there, assets/report.html is the page.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -35,6 +35,18 @@ from domainbed.tables.ties import ties
 Methods = Sequence[type[SelectionMethod]]
 
 
+class Sweep(NamedTuple):
+    """A folder's runs: their records, what they were made from, a row for each of
+    `read_runs`; the algorithm to compare with, and where links begin.
+    """
+
+    loaded: protocol.Runs
+    made: protocol.Made
+    runs: pd.DataFrame
+    reference: str | None
+    root: Path
+
+
 def make_report(
     input_dir: Path, output: Path, methods: Methods, reference: str | None = None
 ) -> str:
@@ -56,17 +68,15 @@ def make_report(
             f"--input_dir {input_dir} holds no results.jsonl with records; give a "
             "sweep's output_dir."
         )
+    sweep = Sweep(loaded, made, runs, reference, output.parent)
     if all_few_shot(records, runs["task"].dropna()):
         names = frames.in_order(present, datasets.of_task("few_shot"))
-        content = of_few_shots(loaded, made, runs, names, reference, output.parent)
+        content = of_few_shots(sweep, names)
     else:
         known = records.select("args.algorithm").unique()
         frames.check_reference(reference, known)
         names = frames.in_order(present, datasets.DATASETS)
-        rows = protocol.of_rows(loaded, made)
-        content = of_domains(
-            loaded, runs, names, methods, rows, reference, output.parent
-        )
+        content = of_domains(sweep, names, methods)
     return rendered(
         "report.html",
         title=input_dir.resolve().name,
@@ -80,74 +90,59 @@ def make_report(
     )
 
 
-def of_few_shots(
-    loaded: protocol.Runs,
-    made: protocol.Made,
-    runs: pd.DataFrame,
-    names: list[str],
-    reference: str | None,
-    root: Path,
-) -> dict[str, Any]:
+def of_few_shots(sweep: Sweep, names: list[str]) -> dict[str, Any]:
     """What a page of few-shot runs has of its own."""
-    records = reporting.records_of(loaded)
+    records = reporting.records_of(sweep.loaded)
     chosen = [
         few_shot.Chosen(
             method,
             accuracies(records, method),
-            protocols(loaded, made, method),
-            reference,
+            protocols(sweep.loaded, sweep.made, method),
+            sweep.reference,
         )
         for method in METHODS
     ]
     known = (name for own in chosen for name in own.names)
-    frames.check_reference(reference, [*dict.fromkeys(known)])
-    sections = [(name, few_shot.section(name, chosen, runs, root)) for name in names]
+    frames.check_reference(sweep.reference, [*dict.fromkeys(known)])
     return {
         "methods": [own.method.name for own in chosen],
         "overview": few_shot.overview(chosen),
-        "sections": sections,
+        "sections": [
+            (name, few_shot.section(name, chosen, sweep.runs, sweep.root))
+            for name in names
+        ],
     }
 
 
-def of_domains(
-    loaded: protocol.Runs,
-    runs: pd.DataFrame,
-    names: list[str],
-    methods: Methods,
-    rows: protocol.Rows,
-    reference: str | None,
-    root: Path,
-) -> dict[str, Any]:
+def of_domains(sweep: Sweep, names: list[str], methods: Methods) -> dict[str, Any]:
     """What a page of runs on domains has of its own."""
-    records = reporting.records_of(loaded)
+    records = reporting.records_of(sweep.loaded)
+    rows = protocol.of_rows(sweep.loaded, sweep.made)
     steps, groups = data.steps(records), reporting.get_grouped_records(records)
-    draws = {method: data.draws(loaded, groups, method) for method in methods}
-    sections = [
-        (name, section(name, runs, steps, draws, rows, reference, root))
-        for name in names
-    ]
+    draws = {method: data.draws(sweep.loaded, groups, method) for method in methods}
+    several = len(names) > 1
     return {
         "methods": [method.name for method in methods],
-        "overview": overview(draws, names, rows, reference) if len(names) > 1 else [],
-        "sections": sections,
+        "overview": overview(draws, names, rows, sweep.reference) if several else [],
+        "sections": [
+            (name, section(name, sweep, steps, draws, rows)) for name in names
+        ],
     }
 
 
 def section(
     dataset: str,
-    runs: pd.DataFrame,
+    sweep: Sweep,
     steps: pd.DataFrame,
     draws: dict[type[SelectionMethod], pd.DataFrame],
     rows: protocol.Rows,
-    reference: str | None,
-    root: Path,
 ) -> list[Block]:
     """The blocks of one dataset."""
 
     def own(frame: pd.DataFrame) -> pd.DataFrame:
         return frame[frame["dataset"] == dataset]
 
-    runs, steps = own(runs).infer_objects(), own(steps)
+    runs, steps = own(sweep.runs).infer_objects(), own(steps)
     last = max((env for envs in runs["test_envs"] for env in envs), default=-1)
     numbered = [f"env{env}" for env in range(last + 1)]
     names = [*frames.environments(dataset)] or numbered
@@ -161,7 +156,7 @@ def section(
             runs,
             names,
             rows.get(dataset, {}),
-            reference,
+            sweep.reference,
         )
         for method, frame in draws.items()
     ]
@@ -170,7 +165,7 @@ def section(
     return [
         *method_blocks(options),
         *([attention] if attention else []),
-        coverage_block(runs, names, root),
+        coverage_block(runs, names, sweep.root),
     ]
 
 

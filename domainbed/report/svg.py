@@ -169,14 +169,12 @@ def left_of(labels: Sequence[str]) -> float:
     return 16 + 6.8 * max((len(short(label)) for label in labels), default=0)
 
 
-def grid(
-    n: int, height: float, left: float = 44, gap: float = 30, columns: int = 4
-) -> tuple[Figure, list[Axes]]:
-    """n small axes in rows of at most `columns`, each under its title."""
-    rows = -(-n // columns)
+def grid(n: int, height: float) -> tuple[Figure, list[Axes]]:
+    """n small axes in rows of at most four, each under its title."""
+    left, gap, top, bottom = 44, 30, 24, 38
+    rows = -(-n // 4)
     columns = -(-n // rows)  # as even as can be
     width = min((WIDTH - left - RIGHT - (columns - 1) * gap) / columns, 330)
-    top, bottom = 24, 38
     figure = canvas(rows * (height + top + bottom))
     return figure, [
         axes(

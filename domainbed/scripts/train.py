@@ -133,8 +133,16 @@ def make_folder(folder: RunFolder) -> None:
 
 
 @exits_on_input_error
-def start(folder, args, run, make_run) -> None:
-    """Train; the folder is there and this process's own."""
+def start(
+    folder: RunFolder,
+    args: argparse.Namespace,
+    run: training.Run | None,
+    make_run: MakeRun,
+) -> None:
+    """Train; the folder is there and this process's own.
+
+    What is wrong is said here, not in `main`, so that the run's log has it.
+    """
     with failures_recorded(folder):
         run = run or make_run(args)
         run.records.check_own = folder.claim.check
