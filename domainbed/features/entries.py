@@ -34,6 +34,7 @@ from domainbed.lib.claim import Claim, TakenError
 from domainbed.lib.errors import InputError
 from domainbed.lib.misc import digest, write_whole
 from domainbed.lib.once import once
+from domainbed.lib.pictures import check_file
 
 ENTRY = re.compile(r"[0-9a-f]{16}(\.part)?")
 FACTS = {"backbone", "transform", "folder", "files", "strict", "classes"}
@@ -218,9 +219,10 @@ def digest_files(environment: ImageEnvironment, strict: bool) -> str:
     """
 
     def state(path: str) -> str:
+        facts = os.stat(path)
+        check_file(facts, path)
         if strict:
             return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-        facts = os.stat(path)
         return f"{facts.st_size} {facts.st_mtime_ns}"
 
     def whole() -> str:

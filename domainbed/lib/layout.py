@@ -4,6 +4,7 @@ What is wrong is an InputError that names the folder and what it holds.
 """
 
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -11,12 +12,24 @@ from pathlib import Path
 from typing import Any
 
 from domainbed.lib.errors import InputError
-from domainbed.lib.pictures import ENDINGS, pictures, plain, same, subfolders
+from domainbed.lib.once import once
+from domainbed.lib.pictures import (
+    ENDINGS,
+    links_among,
+    pictures,
+    plain,
+    same,
+    subfolders,
+)
 from domainbed.lib.reporting import listed
 
 # Names of a dataset's parts, which are no classes of what is in the pictures.
-PARTS = {"train", "training", "val", "valid", "validation", "crossval", "dev"}
-PARTS |= {"test", "testing", "eval", "full", "all", "trainval"}
+PARTS = re.compile(
+    r"(train|training|val|valid|validation|crossval|dev|test|testing|eval|full|all"
+    r"|trainval|fold|split)([\W_]*(\d+|split|set|images?|data))*"
+    r"|images?|imgs?|labels?|annotations?|masks?",
+    re.IGNORECASE,
+)
 
 
 def folder_of(dataset: type, root: str | None) -> Path:
@@ -84,6 +97,12 @@ def all_classes(folder: Path, environments: list[str]) -> list[str]:
     check_once(folder, environments)
     own = [(env, name) for env in environments for name in subfolders(folder / env)]
     check_once(folder, [*map("/".join, own)])
+    spelled = Counter((env, same(name)) for env, name in own)
+    if twice := next((each for each in spelled if spelled[each] > 1), None):
+        raise InputError(
+            f"{folder / twice[0]} has two folders of the class {twice[1]!r}, whose "
+            "names look alike and have other bytes; put their pictures into one."
+        )
     return sorted({same(name): name for _, name in own}.values())
 
 
@@ -97,7 +116,7 @@ def check_once(folder: Path, places: list[str]) -> None:
 
 def are_parts(names: list[str]) -> bool:
     """Whether these folders are a dataset's parts, and no classes."""
-    return bool(names) and {name.casefold() for name in names} <= PARTS
+    return bool(names) and all(map(PARTS.fullmatch, names))
 
 
 def check_classes(folder: Path, classes: list[str], known: Sequence[str]) -> None:
@@ -155,11 +174,25 @@ def check_pictures(environments: list[Any], missing_allowed: bool) -> None:
         counts = Counter(env.targets)
         lacking = [c for label, c in enumerate(env.classes) if not counts[label]]
         if lacking and not missing_allowed:
+            anywhere = {label for other in environments for label in other.targets}
+            empty = [
+                name for name in lacking if env.classes.index(name) not in anywhere
+            ]
+            where = "no environment has" if empty else "other environments have"
             raise InputError(
                 f"environment {Path(env.root).name!r} in {Path(env.root).parent} has "
-                f"no picture of the class {', '.join(map(repr, lacking))}, which other "
-                "environments have; --allow_missing_classes goes on without."
+                f"no picture of the class {', '.join(map(repr, empty or lacking))}, "
+                f"which {where}{alike(env.classes, counts)}; --allow_missing_classes "
+                "goes on without."
             )
+    check_twice(environments)
+    names = [Path(env.root).name for env in environments]
+    if are_parts(names):
+        print(
+            f"warning: {Path(environments[0].root).parent} holds {', '.join(names)}, "
+            "parts of a dataset, which are taken for its domains.",
+            file=sys.stderr,
+        )
     if left_out := sum((env.left_out for env in environments), Counter()):
         counted = ", ".join(f"{n} {ending}" for ending, n in left_out.most_common())
         print(
@@ -175,6 +208,27 @@ def check_pictures(environments: list[Any], missing_allowed: bool) -> None:
             f"{first.samples[0][0]}; the classes are {', '.join(first.classes[:10])}.",
             file=sys.stderr,
         )
+
+
+def check_twice(environments: list[Any]) -> None:
+    """Say on standard error which pictures are there twice, by links."""
+    paths = [path for env in environments for path, _ in env.samples]
+    keys = [env.key for env in environments]
+    if twice := once(lambda: links_among(paths), "links", *keys):
+        print(
+            f"warning: {len(twice)} pictures are links to others of the dataset, as "
+            f"{twice[0]}: they count twice, perhaps in training and in a test.",
+            file=sys.stderr,
+        )
+
+
+def alike(classes: list[str], counts: Counter[int]) -> str:
+    """Which class with pictures has nearly the name of one without, for a sentence."""
+    there = {plain(classes[label]): classes[label] for label in counts}
+    for label, name in enumerate(classes):
+        if not counts[label] and (own := there.get(plain(name))):
+            return f" (it has {own!r}, which is perhaps the same: rename one)"
+    return ""
 
 
 def known_endings() -> str:

@@ -1,7 +1,9 @@
 """What is a picture: one answer for those who read, download and name data."""
 
+import errno
 import os
 import re
+import stat
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator
@@ -17,8 +19,10 @@ ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".w
 # Of pictures that ImageFolder leaves out.
 OTHER_ENDINGS = (".gif", ".jfif", ".jpe", ".avif", ".heic", ".heif", ".jp2", ".tga")
 # What file systems, archives and file managers leave beside the data.
-LITTER = ("@eadir", "#recycle", "$recycle.bin", "lost+found")
-LITTER += ("system volume information", "thumbs.db", "desktop.ini")
+LITTER = ("@eadir", "@tmp", "@recycle", "@recently-snapshot", "@__thumb")  # NAS systems
+LITTER += ("#recycle", "#snapshot", "~snapshot", "lost+found", "network trash folder")
+LITTER += ("$recycle.bin", "recycler", "system volume information", "temporary items")
+LITTER += ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r")
 
 
 def is_litter(name: str) -> bool:
@@ -62,10 +66,18 @@ def ending(name: str) -> str:
 
 
 def walk(folder: Path | str) -> Iterator[tuple[str, list[str]]]:
-    """Each folder from this one on, with the names of its files."""
+    """Each folder from this one on, with the names of its files.
+
+    InputError for one that cannot be looked into: its pictures would be missing.
+    """
+
+    def refuse(error: OSError) -> None:
+        place = f"{error.filename}: {error.strerror}"
+        raise InputError(f"cannot look for pictures in {place}.") from error
+
     own = Path(os.path.realpath(folder))
     seen = {own, *own.parents}
-    for root, folders, names in os.walk(folder, followlinks=True):
+    for root, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
         kept = []
         for name in folders:
             real = Path(os.path.realpath(os.path.join(root, name)))
@@ -79,10 +91,33 @@ def walk(folder: Path | str) -> Iterator[tuple[str, list[str]]]:
 def read_image(path: str) -> Image.Image:
     """The picture in RGB, 8 bits; InputError with its path if it cannot be read."""
     try:
+        check_file(os.stat(path), path)
         with Image.open(path) as image:
             return narrow(image).convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"cannot read the image {path}: {error}") from error
+
+
+def check_file(facts: os.stat_result, path: str) -> None:
+    """OSError for a pipe, a socket and the like, whose content is waited for."""
+    if not stat.S_ISREG(facts.st_mode):
+        raise OSError(errno.EINVAL, "not a file", path)
+
+
+def links_among(paths: list[str]) -> list[str]:
+    """Those of the pictures that are links to another of them, or to one file."""
+    folders = {path.rpartition(os.sep)[0] for path in paths}
+    found = (os.scandir(folder) for folder in folders)
+    linked = {e.path for entries in found for e in entries if e.is_symlink()}
+    if not linked:
+        return []
+    seen, twice = {*map(os.path.abspath, paths)} - {*map(os.path.abspath, linked)}, []
+    for path in filter(linked.__contains__, paths):
+        place = os.path.abspath(os.path.join(path, os.pardir, os.readlink(path)))
+        if place in seen:
+            twice.append(path)
+        seen.add(place)
+    return twice
 
 
 def narrow(image: Image.Image) -> Image.Image:

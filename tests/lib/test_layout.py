@@ -64,7 +64,13 @@ AB, XY = ["a", "b"], ["x", "y"]
         ([AB, ["train", "val"], XY], r"parts of a dataset, 'train', 'val'; .*up one"),
         ([AB, ["Full"], XY], "parts of a dataset, 'Full'"),
         ([AB, ["x"]], "at least two classes; it has 'x'"),
-        ([AB, ["images"], XY], r"it has 'images'; its first picture is .*a/images/x/0"),
+        (
+            [AB, ["images"], XY],
+            r"a dataset, 'images'; its first picture is .*a/images/x",
+        ),
+        ([AB, ["fold1", "fold_2"], XY], "parts of a dataset, 'fold1', 'fold_2'"),
+        ([AB, ["train_split", "test2017"], XY], "parts of a dataset, 'test2017', 'tra"),
+        ([AB, ["labels", "Images"], XY], "parts of a dataset, 'Images', 'labels'"),
     ],
 )
 def test_a_level_too_many_or_a_class_too_few_is_refused(levels, says, tmp_path):
@@ -102,6 +108,53 @@ def test_an_empty_class_is_a_missing_one(tmp_path):
     with pytest.raises(InputError, match=r"'b' .* no picture of the class 'y'"):
         cls(None, [0], PLAIN)
     assert len(cls(None, [0], PLAIN | {"allow_missing_classes": True})[1]) == 2
+
+
+def test_a_class_that_is_empty_everywhere_is_not_said_to_be_elsewhere(tmp_path):
+    cls = shape(tmp_path, AB, XY)
+    for name in AB:
+        (tmp_path / name / "z").mkdir()
+    with pytest.raises(InputError, match="of the class 'z', which no environment has;"):
+        cls(None, [0], PLAIN)
+
+
+@pytest.mark.parametrize("other", ["Polar bear", "polar_bear", "polar bear "])
+def test_a_class_that_another_domain_spells_otherwise_is_named(other, tmp_path):
+    cls = shape(tmp_path, AB, ["polar bear", "x"])
+    (tmp_path / "b" / "polar bear").rename(tmp_path / "b" / other)
+    with pytest.raises(
+        InputError, match=r"has '[Pp]olar.bear ?', which is perhaps the"
+    ):
+        cls(None, [0], PLAIN)
+
+
+def test_a_domain_has_one_folder_of_a_class(tmp_path):
+    """The second was left out without a word."""
+    cls = shape(tmp_path, AB, ["caf\u00e9", "x"])
+    make_image_folder(tmp_path, ["b"], ["cafe\u0301"], n=2)
+    with pytest.raises(InputError, match="/b has two folders of the class 'caf\u00e9'"):
+        cls(None, [0], PLAIN)
+
+
+def test_domains_that_are_parts_are_said(tmp_path, capsys):
+    shape(tmp_path, ["test", "train", "val"], XY)(None, [0], PLAIN)
+    assert "holds test, train, val, parts of a dataset" in capsys.readouterr().err
+
+
+def test_pictures_that_are_there_twice_by_links_are_said(tmp_path, capsys):
+    """One that is linked from another domain is in training and in the test."""
+    cls = shape(tmp_path / "set", AB, XY)
+    (tmp_path / "set/a/x/l.png").symlink_to("../../b/x/0.png")
+    cls(None, [0], PLAIN)
+    said = capsys.readouterr().err
+    assert "1 pictures are links to others" in said and "a/x/l.png: they" in said
+    (tmp_path / "set/a/x/l.png").unlink()
+    (tmp_path / "set/b/x/0.png").rename(tmp_path / "away.png")
+    for name in ("a/x/l.png", "b/x/0.png"):  # the first of two is none too many
+        assert "twice" not in capsys.readouterr().err
+        (tmp_path / "set" / name).symlink_to(tmp_path / "away.png")
+        cls(None, [0], PLAIN)
+    assert "1 pictures are links to others" in capsys.readouterr().err
 
 
 def test_links_to_one_folder_are_not_two_domains(tmp_path):

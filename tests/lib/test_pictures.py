@@ -1,5 +1,8 @@
 """What is a picture, and how wide ones are read."""
 
+import errno
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -18,6 +21,7 @@ def test_litter_is_no_picture_at_any_depth(tmp_path):
     there = ["b.jpg", "a.PNG", "deep/c.webp", "deep/er/d.tiff"]
     litter = ["._b.jpg", ".ipynb_checkpoints/b-checkpoint.jpg", "deep/@eaDir/c.jpg"]
     litter += ["__MACOSX/e.jpg", "deep/.thumbs/c.jpg", "f.gif", "$RECYCLE.BIN/g.jpg"]
+    litter += ["#snapshot/h.jpg", "@__thumb/i.jpg", "~snapshot/j.jpg", "@Recycle/k.jpg"]
     for name in there + litter:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
@@ -39,6 +43,28 @@ def test_no_folder_is_read_twice(tmp_path):
     (cat / "other").symlink_to(tmp_path / "elsewhere")
     found = [name.split("/")[-1] for name in names(cat)]
     assert sorted(found) == ["0.jpg", "1.jpg", "2.jpg"]
+
+
+def test_a_pipe_is_no_picture_that_is_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "x.jpg")
+    with pytest.raises(
+        InputError, match=r"cannot read the image .*x.jpg: .*not a file"
+    ):
+        read_image(str(tmp_path / "x.jpg"))
+
+
+def test_a_folder_that_nobody_may_look_into_is_not_empty(tmp_path, monkeypatch):
+    (tmp_path / "deep").mkdir()
+    scandir = os.scandir
+
+    def refusing(place):
+        if str(place).endswith("deep"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(place))
+        return scandir(place)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(InputError, match=r"for pictures in .*deep: Permission denied"):
+        pictures(tmp_path)
 
 
 @pytest.mark.parametrize("ending", ["png", "tif", "pgm"])
