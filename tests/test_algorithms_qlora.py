@@ -205,7 +205,7 @@ def test_layer_features_are_refused_where_the_tower_trains():
 
 
 def test_an_unknown_quantisation_is_refused():
-    with pytest.raises(InputError, match="one of nf4, fp4, none"):
+    with pytest.raises(InputError, match="known: nf4, fp4, none"):
         make(quant="int4")
 
 
