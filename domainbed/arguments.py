@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from domainbed import hparams_registry
 from domainbed.lib import misc
-from domainbed.lib.errors import InputError, check_at_least
+from domainbed.lib.errors import InputError, check_at_least, did_you_mean
 from domainbed.lib.pictures import plain
 
 if TYPE_CHECKING:
@@ -51,41 +52,56 @@ def check_fractions(args: argparse.Namespace) -> None:
             raise InputError(f"--{name} is {value}; it must be from 0 to below 1.")
 
 
+def environment_number(
+    env: str,
+    environments: Sequence[str],
+    known_as: Sequence[tuple[str, ...]] = (),
+    flag: str = "--test_envs",
+) -> int:
+    """The number of the environment that is given by number or by name.
+
+    `known_as` has further names of each; any spelling of a name will do. InputError if
+    there is none, or if the spelling is that of two.
+    """
+    if env.isdecimal() and int(env) < len(environments):
+        if env in environments and environments[int(env)] != env:
+            print(
+                f"warning: {flag} {env} is the environment number {env}, "
+                f"{environments[int(env)]}; the one called {env} is number "
+                f"{environments.index(env)}.",
+                file=sys.stderr,
+            )
+        return int(env)
+    if env in environments:
+        return environments.index(env)
+    names = [(own,) for own in environments]
+    more = known_as or names
+    names = [(*own, *also) for own, also in zip(names, more, strict=True)]
+    is_name = env.isdecimal() or any(map(str.isalpha, env))  # -1 is no spelling of 1
+    alike = [i for i, own in enumerate(names) if plain(env) in map(plain, own)]
+    if is_name and len(alike) == 1:
+        return alike[0]
+    raise InputError(
+        f"{flag} {env} is no environment; there are "
+        + ", ".join(f"{i} ({name})" for i, name in enumerate(environments))
+        + "."
+        + did_you_mean(env, [*itertools.chain(*names)])
+    )
+
+
 def environment_numbers(
     wanted: list[int | str],
     environments: Sequence[str],
     known_as: Sequence[tuple[str, ...]] = (),
 ) -> list[int]:
-    """The numbers of the environments given by number or by name.
+    """The numbers of the environments given by number or by name, see above.
 
-    `known_as` has further names of each, in any spelling. `none` alone means none.
-
-    InputError unless they are environments and one is left to train on.
+    `none` alone means none. InputError unless each is named once and one is left to
+    train on.
     """
-    numbers: list[int] = []
     if [*map(str, wanted)] == ["none"] and "none" not in environments:
-        return numbers
-    also = [{*map(plain, own)} for own in known_as]
-    for env in map(str, wanted):
-        if env.isdecimal() and int(env) < len(environments):
-            numbers.append(int(env))
-            if env in environments and environments[int(env)] != env:
-                print(
-                    f"warning: --test_envs {env} is the environment number {env}, "
-                    f"{environments[int(env)]}; the one called {env} is number "
-                    f"{environments.index(env)}.",
-                    file=sys.stderr,
-                )
-        elif env in environments:
-            numbers.append(environments.index(env))
-        elif alike := [i for i, own in enumerate(also) if plain(env) in own]:
-            numbers += alike[:1]
-        else:
-            raise InputError(
-                f"--test_envs {env} is no environment; there are "
-                + ", ".join(f"{i} ({name})" for i, name in enumerate(environments))
-                + "."
-            )
+        return []
+    numbers = [environment_number(str(env), environments, known_as) for env in wanted]
     twice = next((n for n in numbers if numbers.count(n) > 1), None)
     if twice is not None:
         raise InputError(

@@ -26,7 +26,7 @@ from domainbed.lib.layout import (
     in_order,
 )
 from domainbed.lib.once import once
-from domainbed.lib.paths import name_and_place
+from domainbed.lib.paths import own_place
 from domainbed.lib.pictures import pictures, read_image, same, subfolders, unreadable
 from domainbed.lib.registry import Registry
 
@@ -52,9 +52,8 @@ def get_dataset_class(name: str) -> type[MultipleDomainDataset]:
     REGISTRY.load()
     for prefix, make in MADE.items():
         if name.startswith(prefix):
-            _, place = name_and_place(name.removeprefix(prefix))
             try:
-                return make(Path(place))
+                return make(own_place(name.removeprefix(prefix)))
             except InputError:
                 if name in AWAY:
                     return AWAY[name]

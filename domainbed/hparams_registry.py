@@ -113,7 +113,16 @@ def as_json(words: list[str] | None) -> str | None:
     pairs = [word.partition("=") for word in words]
     if any(not equals or name.startswith("{") for name, equals, _ in pairs):
         return " ".join(words)
-    return json.dumps({name: json_or_string(value) for name, _, value in pairs})
+    values = once_each([(name, json_or_string(value)) for name, _, value in pairs])
+    return json.dumps(values)
+
+
+def once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The pairs as a dict; InputError if two of one name disagree."""
+    values = dict(pairs)
+    if twice := next((name for name, value in pairs if value != values[name]), None):
+        raise InputError(f"--hparams gives {twice!r} twice; give one value.")
+    return values
 
 
 def json_or_string(text: str) -> Any:
@@ -128,7 +137,7 @@ def json_or_string(text: str) -> Any:
 def parse_hparams(text: str | None) -> dict[str, Any]:
     """The JSON object in `text`, {} for None; InputError if it is anything else."""
     try:
-        hparams = json.loads(text or "{}")
+        hparams = json.loads(text or "{}", object_pairs_hook=once_each)
     except json.JSONDecodeError as error:
         raise InputError(
             f"--hparams {text!r} is not JSON ({error}); write an object such as "
@@ -179,6 +188,8 @@ def check_hparams(
             )
         default = known[name]
         check_bounds(name, value, rows[name])
+        if name == "class_names" and not all(isinstance(own, str) for own in value):
+            raise InputError(f"class_names are {value!r}; each must be a string.")
         if not same_kind(value, *rows[name]) and type(value) not in ALSO.get(name, ()):
             raise InputError(
                 f"hyperparameter {name!r} of {algorithm} is {value!r}; it must be "

@@ -20,13 +20,14 @@ from domainbed.backbones import CLASS_TOKENS, CLIPBackbone, Kind, load_clip
 from domainbed.datasets_features import FeaturesDataset
 from domainbed.features.entries import digest_files
 from domainbed.features.store import (
+    DTYPES,
     StoredFeatures,
     default_feature_dir,
     open_all,
 )
 from domainbed.features.vectors import Vectors, check_input
 from domainbed.lib import misc
-from domainbed.lib.errors import InputError
+from domainbed.lib.errors import InputError, check_choice
 from domainbed.lib.fast_data_loader import FastDataLoader, InfiniteDataLoader
 from domainbed.lib.memory import free_bytes
 from domainbed.lib.precision import computed_in
@@ -45,6 +46,8 @@ class RunInputs:
         self.args, self.task = args, get_task(args.task)
         self.task.check(args)
         self.hparams = resolve_hparams(args, self.task.hparam_rows(args))
+        if "feature_dtype" in self.hparams:
+            check_choice(self.hparams, "feature_dtype", DTYPES)
         self.input = check_input(self.hparams.get("input", "images"))
         asked = {"allow_missing_classes": args.allow_missing_classes}
         if self.input != "images":

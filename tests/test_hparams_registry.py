@@ -83,6 +83,7 @@ def test_clip_methods_search_their_papers_space():
         ({"rank": 0}, "'rank' is 0; it must be at least 1"),
         ({"lr": -0.1}, "'lr' is -0.1; it must be at least 0"),
         ({"lr": math.nan}, "'lr' is nan; it must be"),
+        ({"lr": 1e300}, r"'lr' is 1e\+300; it must be from -1e\+30 to 1e\+30"),
         ({"beta": 1.5}, "'beta' is 1.5; it must be from 0 to 1"),
         ({"resnet_dropout": 2}, "'resnet_dropout' is 2; it must be from 0 to 1"),
         ({"momentum": math.inf}, "'momentum' is inf"),
@@ -114,6 +115,15 @@ def test_wrong_hparams_are_named(hparams, says):
 def test_bounds_are_those_of_the_row(algorithm, hparams, says):
     with pytest.raises(InputError, match=says):
         hparams_registry.check_hparams(algorithm, "PACS", hparams)
+
+
+@pytest.mark.parametrize("words", [["lr=1", "lr=2"], ['{"lr": 1, "lr": 2}']])
+def test_a_hyperparameter_has_one_value(words):
+    """The last one won without a word."""
+    with pytest.raises(InputError, match="--hparams gives 'lr' twice"):
+        hparams_registry.parse_hparams(hparams_registry.as_json(words))
+    same = hparams_registry.as_json(["lr=1", "lr=1"])
+    assert hparams_registry.parse_hparams(same) == {"lr": 1}
 
 
 def test_every_default_and_draw_is_within_the_bounds():

@@ -1,5 +1,6 @@
 """One run: its records, its files, its determinism, and what wrong input gets."""
 
+import functools
 import json
 import re
 import subprocess
@@ -296,6 +297,10 @@ def test_worker_processes_never_outnumber_the_cores(
             ["--algorithm", "LST", "--hparams", "lst_reduction=48"],
             "lst_reduction is 48; it must divide 64, and the nearest .* is 32",
         ),
+        (["--dataset", "ImageFolder:"], "'' names no place of a dataset's"),
+        (["--hparams", "feature_dtype=float8"], "'float8'; known: float16, float32"),
+        (["--hparams", 'class_names=["a", 5]'], "['a', 5]; each must be a string"),
+        (["--test_envs", "-1"], "--test_envs -1 is no environment"),
         (["--test_envs", "7"], "--test_envs 7 is no environment; there are 0"),
         (["--test_envs", "0", "1", "2"], "--test_envs 0 1 2 leaves none to train on"),
         (["--dataset", "PACS"], "PACS needs --data_dir"),
@@ -392,11 +397,23 @@ def test_threads_are_what_the_variable_says(value, n, monkeypatch):
     assert misc.threads() == n
 
 
-@pytest.mark.parametrize("value", ["0", "many", "-1", "2.5"])
+@pytest.mark.parametrize("value", ["0", "many", "-1", "2.5", "99999999999"])
 def test_threads_that_are_no_number_are_refused(value, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", value)
     with pytest.raises(InputError, match="OMP_NUM_THREADS is"):
         misc.threads()
+
+
+def test_an_environments_name_may_be_spelled_in_any_way():
+    """But for one that could be two, or a number that is none's name."""
+    own = ("Real World", "sketch", "Sketch", "2")
+    number = functools.partial(arguments.environment_number, environments=own)
+    assert [number("real_world"), number("sketch"), number("Sketch")] == [0, 1, 2]
+    for env in ("SKETCH", "-2", "sketsh"):
+        with pytest.raises(InputError, match=f"--test_envs {env} is no environment"):
+            number(env)
+    with pytest.raises(InputError, match=r"Did you mean 'Sketch'\?"):
+        number("sketsh")
 
 
 @pytest.mark.parametrize("wanted", [[0, 0], ["P", "2"]])

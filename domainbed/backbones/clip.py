@@ -426,7 +426,9 @@ def from_file(path: Path) -> CLIP:
         )
     try:
         return build_model(state).float()
-    except (RuntimeError, KeyError, ValueError) as error:
+    except KeyError as error:
+        raise InputError(f"clip_backbone {path} lacks {error}.") from error
+    except Exception as error:  # sizes are read from weights of whatever shape
         reason = one_line(error, 200)
         raise InputError(f"clip_backbone {path} is no CLIP's: {reason}") from error
 

@@ -20,7 +20,8 @@ State = dict[str, torch.Tensor]
 # Where training scripts put the weights, and what wrappers put before their names.
 HOLDERS = ("state_dict", "model_state_dict", "model", "module", "clip")
 PREFIXES = ("module.", "_orig_mod.", "model.", "clip_model.", "clip.")
-IN_FOLDERS = ("model.safetensors", "pytorch_model.bin")  # transformers'
+IN_FOLDERS = ("model.safetensors", "pytorch_model.bin")  # transformers', open_clip's
+IN_FOLDERS += ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
 
 def read_state(path: Path) -> State:
@@ -38,11 +39,30 @@ def read_state(path: Path) -> State:
     if not {"visual.conv1.weight", "text_projection"} <= state.keys():
         first = next(iter(state))
         raise no_clip(path, f"{len(state)} entries, the first is {first!r}")
+    for name, weight in state.items():
+        check_weight(path, name, weight)
     return state
+
+
+def check_weight(path: Path, name: str, weight: Any) -> None:
+    """InputError for what no tower can compute with, or computes nonsense with."""
+    if not isinstance(weight, torch.Tensor):
+        raise no_clip(path, f"a {type(weight).__name__} as {name!r}")
+    if not weight.ndim:  # CLIP's files have whole numbers beside the weights
+        return
+    kind = str(weight.dtype).removeprefix("torch.")
+    if not weight.is_floating_point():
+        raise no_clip(path, f"{name!r} in {kind}; its scale is not known")
+    if weight.layout is not torch.strided or weight.is_meta:
+        raise no_clip(path, f"{name!r} without all of its numbers")
+    if not weight.isfinite().all():
+        raise no_clip(path, f"{name!r} with NaN or infinity in it: it has diverged")
 
 
 def file_in(path: Path) -> Path:
     """The file itself, or the one with weights in a folder of transformers'."""
+    if path.exists() and not path.is_dir() and not path.is_file():
+        raise InputError(f"clip_backbone {path} is no file.")  # a pipe is waited for
     if not path.is_dir():
         return path
     there = [path / name for name in IN_FOLDERS if (path / name).is_file()]
@@ -56,7 +76,7 @@ def file_in(path: Path) -> Path:
 def read_file(path: Path) -> Any:
     """What the file holds, of tensors and plain types only: none of its code is run."""
     try:
-        if path.suffix == ".safetensors":
+        if begins_as_safetensors(path):
             return safetensors.torch.load_file(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # TorchScript is deprecated
@@ -64,12 +84,19 @@ def read_file(path: Path) -> Any:
                 return dict(torch.jit.load(path, map_location="cpu").state_dict())
             except RuntimeError:
                 torch.serialization.add_safe_globals(list(numbers_of_numpy()))
-                return torch.load(path, map_location="cpu", weights_only=True)
+                with open(path, "rb") as file:  # of a path torch looks at the ending
+                    return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise no_clip(path, what_it_is(path)) from error
     except Exception as error:  # a file that is none fails in any way
         what = f"{what_it_is(path)} ({one_line(error, 100)})"
         raise no_clip(path, what) from error
+
+
+def begins_as_safetensors(path: Path) -> bool:
+    """Whether a header follows the eight bytes of its length, whatever the name."""
+    with open(path, "rb") as file:
+        return file.read(9)[8:] == b"{"
 
 
 def numbers_of_numpy() -> Iterator[Any]:

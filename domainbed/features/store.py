@@ -37,7 +37,7 @@ from domainbed.features.entries import (
     size_text,
 )
 from domainbed.lib import misc
-from domainbed.lib.errors import DISK_ERRORS, InputError
+from domainbed.lib.errors import DISK_ERRORS, PLACE_ERRORS, InputError
 from domainbed.lib.fast_data_loader import batches_of
 from domainbed.lib.progress import notice
 
@@ -208,7 +208,7 @@ def open_all(
                 if not entry.path.exists():
                     extract(environment, backbone, kind, shape, own, entry, num_workers)
     except OSError as error:
-        if error.errno not in (*DISK_ERRORS, errno.EEXIST, errno.ENOTDIR):
+        if error.errno not in (*DISK_ERRORS, *PLACE_ERRORS, errno.ENOENT):
             raise
         raise InputError(
             f"cannot store layer features in {feature_dir} ({error.strerror}); {HINT}."

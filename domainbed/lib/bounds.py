@@ -12,6 +12,7 @@ from typing import Any
 from domainbed.lib.errors import InputError
 
 INTEGERS = 2**63  # torch's are below
+FLOATS = 1e30  # those of torch's float32 end soon above
 Draw = Callable[[Any], Any]
 Row = tuple[Any, Draw | None]
 
@@ -58,6 +59,11 @@ def check_bounds(name: str, value: Any, row: Row) -> None:
         return
     if type(value) is int and abs(value) >= INTEGERS:
         raise InputError(f"hyperparameter {name!r} is {value}; it must be below 2**63.")
+    if FLOATS < abs(value) < math.inf:
+        raise InputError(
+            f"hyperparameter {name!r} is {value}; it must be from -{FLOATS} to "
+            f"{FLOATS}."
+        )
     bounds = row if isinstance(row, Bounded) else at_least(-math.inf, None)
     if math.isfinite(value) and bounds.least <= value <= bounds.most:
         return

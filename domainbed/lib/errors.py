@@ -20,6 +20,16 @@ DISK_ERRORS = (
 )
 
 
+# A place that cannot be what is asked of it: what was given is wrong.
+PLACE_ERRORS = (
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ELOOP,
+)
+
+
 class InputError(ValueError):
     """A mistake in what the user gave; its text is one sentence with the remedy."""
 
@@ -78,8 +88,9 @@ def divided(width: int, hparams: dict[str, Any], name: str) -> int:
 def exits_on_input_error(function: Callable[..., None]) -> Callable[..., None]:
     """The function, but an InputError becomes its sentence and exit status 2.
 
-    A disk that refuses becomes a sentence and 1. A reader that goes away, as in
-    `| head`, ends it without a word. What standard output cannot print is escaped.
+    A disk that refuses becomes a sentence and 1, a place that is of another kind one
+    and 2. A reader that goes away, as in `| head`, ends it without a word. What
+    standard output cannot print is escaped.
     """
 
     @functools.wraps(function)
@@ -94,11 +105,11 @@ def exits_on_input_error(function: Callable[..., None]) -> Callable[..., None]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(128 + signal.SIGPIPE) from None
         except OSError as error:
-            if error.errno not in DISK_ERRORS:
+            if error.errno not in (*DISK_ERRORS, *PLACE_ERRORS):
                 raise
             place = f" {error.filename}" if error.filename else ""
             print(f"error: cannot use{place}: {error.strerror}.", file=sys.stderr)
-            raise SystemExit(1) from None
+            raise SystemExit(2 if error.errno in PLACE_ERRORS else 1) from None
         except InputError as error:
             # A DataLoader's worker puts its traceback before the sentence.
             sentence = str(error).split("domainbed.lib.errors.InputError: ")[-1]

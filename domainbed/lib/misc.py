@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import torch
     from torch.utils.data import Dataset, Subset
 
+MOST_THREADS = 4096  # of a process; more than a system gives end it without a word
 NO_GUESS = -1  # of a network that answers NaN
 
 
@@ -146,11 +147,11 @@ def threads(default: int = 1) -> int:
     first = text.split(",")[0].strip()  # 4,2: of loops inside loops
     if not first:
         return default
-    if first.isdecimal() and int(first):
+    if first.isdecimal() and 0 < int(first) <= MOST_THREADS:
         return int(first)
     raise InputError(
-        f"the variable OMP_NUM_THREADS is {text!r}; it must be a number of at least 1, "
-        "such as 1."
+        f"the variable OMP_NUM_THREADS is {text!r}; it must be a number from 1 to "
+        f"{MOST_THREADS}."
     )
 
 

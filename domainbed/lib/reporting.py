@@ -139,7 +139,7 @@ def first_record(folder: Path) -> dict[str, Any] | None:
 def parse(line: str | bytes) -> dict[str, Any]:
     """The record on a line; ValueError says what is wrong if it is not a whole one."""
     try:
-        text = line.decode() if isinstance(line, bytes) else line
+        text = line.decode("utf-8-sig") if isinstance(line, bytes) else line
         record = json.loads(text)
     except (ValueError, RecursionError):
         raise ValueError("no JSON") from None

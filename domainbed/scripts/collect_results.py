@@ -154,6 +154,14 @@ def misfits(records: Q, is_text: bool) -> Iterator[str]:
                 f"warning: {dataset}: no run held images out, so that nothing is "
                 "chosen by validation on them; was --holdout_fraction 0?"
             )
+        # Of few shots they are the tests of one run.
+        tests = (r["args"]["test_envs"] for r in own if "shots" not in r["args"])
+        odd = [envs for envs in tests if len(envs) > 2 or len({*envs}) < len(envs)]
+        if odd:
+            yield (
+                f"warning: {len(odd)} records of {dataset} test on {odd[0]} and the "
+                "like; tables are of runs that test on one environment or on two"
+            )
         beyond = [
             env for env in own.select("args.test_envs").flatten() if env >= len(names)
         ]

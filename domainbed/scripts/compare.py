@@ -28,6 +28,7 @@ from domainbed.tables import comparison, few_shot_records, frames, protocol
 from domainbed.tables.answers import Told, read
 from domainbed.tables.few_shot_records import title_of
 
+RESAMPLES = 1_000_000  # at most: they are all in memory
 Cells = dict[tuple[int, int], Told]  # by test environment and trial
 
 
@@ -67,8 +68,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--resamples", type=int, default=10_000, help="of each bootstrap")
     add_quiet(parser)
     args = parser.parse_args(argv)
-    if args.resamples < 100:
-        raise InputError(f"--resamples is {args.resamples}; it must be at least 100.")
+    if not 100 <= args.resamples <= RESAMPLES:
+        raise InputError(
+            f"--resamples is {args.resamples}; it must be at least 100, at most "
+            f"{RESAMPLES}."
+        )
     if len({*args.algorithms}) < 2 - bool(args.versus):
         raise InputError("--algorithms needs two names to compare, or --versus.")
     return args

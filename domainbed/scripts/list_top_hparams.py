@@ -3,13 +3,15 @@
 import argparse
 
 from domainbed import datasets
+from domainbed.arguments import environment_number
 from domainbed.lib import reporting
-from domainbed.lib.errors import exits_on_input_error
+from domainbed.lib.errors import InputError, exits_on_input_error
 from domainbed.lib.paths import user_path
 from domainbed.lib.progress import add_quiet
 from domainbed.lib.query import Q
 from domainbed.names import REGISTRY
 from domainbed.scripts.collect_results import SELECTION_METHODS, read_sweep
+from domainbed.tables import frames
 
 
 def print_run(run_acc: dict[str, float], records: Q) -> None:
@@ -34,7 +36,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--input_dir", type=user_path, required=True)
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--algorithm", required=True)
-    parser.add_argument("--test_env", type=int, required=True)
+    parser.add_argument("--test_env", required=True, help="by number or name")
     add_quiet(parser)
     args = parser.parse_args(argv)
     records = reporting.records_of(read_sweep(args.input_dir))
@@ -45,7 +47,13 @@ def main(argv: list[str] | None = None) -> None:
         REGISTRY.find(args.algorithm)
     if not args.quiet:
         print("Total records:", len(records))
-    wanted = (args.dataset, args.algorithm, args.test_env)
+    names = frames.environments(args.dataset, records)
+    env = args.test_env  # others' datasets have numbers only
+    if names:
+        env = environment_number(env, names, flag="--test_env")
+    elif not env.isdecimal():
+        raise InputError(f"--test_env {env} is no number of an environment.")
+    wanted = (args.dataset, args.algorithm, int(env))
     groups = reporting.get_grouped_records(records).filter_equals(
         "dataset,algorithm,test_env", wanted
     )

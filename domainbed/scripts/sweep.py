@@ -37,6 +37,7 @@ WAITED_FOR = ("local", "multi_gpu", "pool", "ray")
 RUN_FLAGS = tuple(vars(flags.run_flags().parse_args([])))
 # In the names of folders; the store holds what a run computes without it, but rounded.
 DIGESTED = {*DECISIVE} - {"no_feature_store"}
+MOST_RUNS = 100_000  # of one method on one target
 # Flags that decide, in every task, which runs a sweep has.
 COMMON = ("algorithms", "n_hparams_from", "n_hparams", "n_trials")
 COMMON += ("steps", "data_dir", "hparams")
@@ -161,6 +162,17 @@ def check(args: argparse.Namespace) -> None:
     for algorithm in args.algorithms:
         REGISTRY.find(algorithm)
     check_at_least(args, n_trials=1, n_hparams_from=0, n_hparams=1)
+    if args.n_hparams_from >= args.n_hparams:
+        raise InputError(
+            f"--n_hparams_from is {args.n_hparams_from}, and draws end before "
+            f"--n_hparams, {args.n_hparams}: there is none."
+        )
+    runs = args.n_trials * (args.n_hparams - args.n_hparams_from)
+    if runs > MOST_RUNS:
+        raise InputError(
+            f"--n_trials and --n_hparams ask for {runs} runs of each method on each "
+            f"target; at most {MOST_RUNS} are allowed."
+        )
     check_at_least(args, jobs=1, jobs_per_task=1)
     if args.command != "status" and not args.dry_run:
         check_confirmation(args)

@@ -1,5 +1,8 @@
 """The towers that return every layer agree with OpenAI's forward passes."""
 
+import math
+import os
+
 import clip
 import numpy as np
 import pytest
@@ -272,6 +275,47 @@ def test_a_file_that_holds_no_clip_is_named(write, says, tmp_path):
         InputError, match=f"{tmp_path}/x.pt holds no CLIP, but .*{says}"
     ):
         backbones.load_clip(f"{tmp_path}/x.pt")
+
+
+@pytest.mark.parametrize(
+    "name, change, says",
+    [
+        (
+            "visual.proj",
+            lambda w: w * math.nan,
+            "holds no CLIP.* NaN or infinity in it",
+        ),
+        ("visual.proj", lambda w: w.to(torch.int8), "'visual.proj' in int8; its scale"),
+        ("visual.proj", lambda w: w.to("meta"), "without all of its numbers"),
+        ("visual.proj", lambda w: w.tolist(), "a list as 'visual.proj'"),
+        ("text_projection", lambda w: w.sum(), "is no CLIP's: "),
+        ("ln_final.weight", None, "lacks 'ln_final.weight'"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*QuickGELU")
+def test_weights_that_compute_nothing_are_named(name, change, says, tmp_path):
+    """Whole numbers without their scale gave other features, NaN an accuracy of nan."""
+    state = dict(checkpoints()["plain"])
+    weight = state.pop(name)
+    torch.save(state | ({name: change(weight)} if change else {}), tmp_path / "x.pt")
+    with pytest.raises(InputError, match=f"x.pt.* {says}"):
+        backbones.load_clip(f"{tmp_path}/x.pt")
+
+
+@pytest.mark.filterwarnings("ignore:.*QuickGELU")
+def test_a_file_is_what_it_holds_whatever_its_name(emoji, tmp_path):
+    """An open_clip folder of the hub has names of its own, too."""
+    weights = {name: w.contiguous() for name, w in checkpoints()["plain"].items()}
+    safetensors.torch.save_file(weights, tmp_path / "x.pt")
+    torch.save(weights, tmp_path / "x.safetensors")
+    (tmp_path / "hub").mkdir()
+    torch.save(weights, tmp_path / "hub" / "open_clip_pytorch_model.bin")
+    for name in ("x.pt", "x.safetensors", "hub"):
+        own = backbones.load_clip(str(tmp_path / name))
+        assert own.fingerprint == emoji.fingerprint
+    os.mkfifo(tmp_path / "pipe.pt")
+    with pytest.raises(InputError, match=r"pipe.pt is no file"):
+        backbones.load_clip(str(tmp_path / "pipe.pt"))
 
 
 @pytest.mark.parametrize("name", ["numpy.bin", "x.safetensors"])

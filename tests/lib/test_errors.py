@@ -29,6 +29,21 @@ def test_wrong_input_is_one_line_and_status_2(text, sentence, capsys):
     assert capsys.readouterr().err == f"error: {sentence}\n"
 
 
+def test_a_place_that_is_another_kind_of_one_is_a_sentence(tmp_path, capsys):
+    (tmp_path / "file").touch()
+
+    @exits_on_input_error
+    def main(name):
+        (tmp_path / name).mkdir()
+
+    for name in ("file", "file/x", "x" * 300):
+        with pytest.raises(SystemExit) as ended:
+            main(name)
+        assert ended.value.code == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"error: cannot use {tmp_path / name}: ")
+
+
 def test_other_errors_pass():
     @exits_on_input_error
     def main(argv):

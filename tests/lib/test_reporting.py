@@ -56,6 +56,14 @@ def test_broken_records_are_named_and_left_out(tmp_path, capsys):
     assert empty == f"1 folders hold no records: {tmp_path / 'b'}"
 
 
+def test_a_mark_of_windows_before_the_first_record_is_none_of_it(tmp_path, capsys):
+    (tmp_path / "a").mkdir()
+    line = json.dumps(record([0])).encode()
+    (tmp_path / "a" / "results.jsonl").write_bytes(b"\xef\xbb\xbf" + line + b"\r\n")
+    assert load_records(tmp_path) == [record([0])]
+    assert capsys.readouterr().err == ""
+
+
 def test_a_record_of_two_test_envs_stands_in_both_groups():
     single, pair = record([0]), record([0, 2])
     groups = get_grouped_records(Q([pair, single]))

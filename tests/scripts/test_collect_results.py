@@ -311,6 +311,26 @@ def test_an_environment_that_the_dataset_has_not_is_named(tmp_path, capsys):
     assert warning in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("envs", [[0, 1, 2], [1, 1]])
+def test_runs_that_no_table_has_are_said(envs, tmp_path, capsys):
+    write_run(tmp_path, "a")
+    write_run(tmp_path, "b", test_envs=envs)
+    assert run_main("--input_dir", tmp_path) == 0
+    assert f"1 records of PACS test on {envs} and the like" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("env", ["0", "A", "a"])
+def test_a_methods_runs_are_asked_for_by_an_environments_name(env, tmp_path, capsys):
+    write_run(tmp_path, "run")
+    flags = [*ERM_ON_PACS[:-1], env]
+    list_top_hparams.main(["--input_dir", str(tmp_path), *flags])
+    assert "trial_seed: 0" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        list_top_hparams.main(["--input_dir", str(tmp_path), *flags[:-1], "9"])
+    assert ended.value.code == 2
+    assert "--test_env 9 is no environment; there are 0 (A)" in capsys.readouterr().err
+
+
 def test_a_dataset_that_is_not_registered_is_in_the_frames(tmp_path, capsys):
     write_run(tmp_path, "a", dataset="Mine")
     assert run_main("--input_dir", tmp_path, "--format", "markdown") == 0

@@ -160,6 +160,7 @@ def test_another_protocol_is_told(sweep, capsys):
         (["--algorithms", "LFA"], "--algorithms needs two names"),
         (["--algorithms", "LFA", "LFB"], "Did you mean 'LFA'?"),
         (["--algorithms", "LFA", "ERM", "--resamples", "3"], "at least 100"),
+        (["--algorithms", "LFA", "ERM", "--resamples", "1" * 12], "at most 1000000"),
         (["--algorithms", "LFA", "ERM", "--selection", "lid"], "Did you mean 'iid'?"),
     ],
 )

@@ -336,6 +336,8 @@ def test_failed_jobs_are_listed_and_the_exit_status_says_so(
         (["--hparams", "LFA.bta=1"], "LFA has no hyperparameter 'bta'"),
         (["--hparams", "LAF.beta=1"], "Unknown algorithm 'LAF'"),
         (["--seed", "1"], "--seed 1 would change nothing"),
+        (["--n_trials", "1000000000000"], "ask for 1000000000000 runs of each method"),
+        (["--n_hparams_from", "5"], "--n_hparams_from is 5, and draws end before"),
         (["--n_trials", "0"], "--n_trials is 0; it must be at least 1"),
     ],
 )

@@ -1,0 +1,27 @@
+"""Paths that people give."""
+
+import argparse
+from pathlib import Path
+
+import pytest
+
+from domainbed.lib.paths import user_path
+
+
+def test_the_home_folder_is_known(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert user_path("~/x") == "/home/me/x"
+    assert user_path("./~x") == "./~x"
+
+
+@pytest.mark.parametrize("text", ["", "~nobody.here/x"])
+def test_no_path_is_refused(text, capsys):
+    """The empty one meant the present folder, the other a new folder of that name."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--output_dir", type=user_path)
+    with pytest.raises(SystemExit) as ended:
+        parser.parse_args(["--output_dir", text])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert "is empty" in said or "there is no user 'nobody.here'" in said
+    assert not Path(text or "none").exists()
