@@ -10,13 +10,14 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
-# A disk that is full (also for this user, or for this file) or cannot be written.
+# A disk that is full (also for this user, or this file), cannot be written, or fails.
 DISK_ERRORS = (
     errno.ENOSPC,
     errno.EDQUOT,
     errno.EFBIG,
     errno.EROFS,
     errno.EACCES,
+    errno.EIO,
 )
 
 

@@ -71,12 +71,14 @@ def failures_recorded(folder: RunFolder) -> Iterator[None]:
         folder.fail(2, str(error))
         raise
     except OSError as error:
-        traceback.print_exc()
         sentence = f"{type(error).__name__}: {error}"
-        if error.errno in DISK_ERRORS:
+        if error.errno not in DISK_ERRORS:
+            traceback.print_exc()
+        else:
             sentence = (
-                f"cannot write in {folder.path} ({error}); nothing is lost: with room "
-                "on the disk the same command goes on from the last checkpoint"
+                f"cannot use {error.filename or folder.path} ({error.strerror}); "
+                "nothing is lost: once the disk can be used again, with room on it, "
+                "the same command goes on from the last checkpoint"
             )
     except Exception as error:
         traceback.print_exc()

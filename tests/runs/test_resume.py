@@ -188,7 +188,7 @@ def test_a_disk_that_fills_up_loses_nothing(tmp_path):
             [sys.executable, "-c", code, *command(full)], capture_output=True, text=True
         )
         assert ended.returncode == 1
-        assert "cannot write" in ended.stderr.splitlines()[-1]
+        assert "cannot use" in ended.stderr.splitlines()[-1]
         results = full / "results.jsonl"
         for line in results.read_text().splitlines() if results.exists() else []:
             json.loads(line)
@@ -353,6 +353,22 @@ def test_a_disk_that_refuses_is_named(tmp_path, monkeypatch, capsys):
     assert ended.value.code == 1
     expected = f"error: cannot use {tmp_path}/err.txt: No space left on device.\n"
     assert capsys.readouterr().err == expected
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO])
+def test_a_disk_that_fails_within_a_run_is_one_sentence(
+    number, tmp_path, monkeypatch, capsys
+):
+    def failing(records, record):
+        raise OSError(number, os.strerror(number), str(records.results))
+
+    monkeypatch.setattr("domainbed.runs.records.RunRecords.append", failing)
+    with pytest.raises(SystemExit) as ended:
+        train.main(command(tmp_path))
+    assert ended.value.code == 1
+    (error,) = capsys.readouterr().err.strip().split("\n")
+    assert f"cannot use {tmp_path}/results.jsonl ({os.strerror(number)})" in error
+    assert "the same command goes on" in error
 
 
 def test_a_run_on_stored_features_killed_after_its_last_step_ends(pacs, interrupt):
