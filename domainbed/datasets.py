@@ -27,7 +27,7 @@ from domainbed.lib.layout import (
 )
 from domainbed.lib.once import once
 from domainbed.lib.paths import own_place
-from domainbed.lib.pictures import pictures, read_image, same, subfolders, unreadable
+from domainbed.lib.pictures import pictures, read_image, same, subfolders, with_others
 from domainbed.lib.registry import Registry
 
 if TYPE_CHECKING:
@@ -296,13 +296,7 @@ class ImageEnvironment:
         try:
             return self.transform(read_image(path)), label
         except InputError as error:
-            others = set(unreadable(self.siblings())) - {path}
-            if not others:
-                raise
-            raise InputError(
-                f"{error}; nor can {len(others)} more be read: "
-                f"{', '.join(sorted(others)[:20])}; replace or remove them."
-            ) from error
+            raise with_others(error, path, self.siblings()) from error
 
 
 class ImageDataset(MultipleDomainDataset):

@@ -7,6 +7,8 @@ domain generalization, `domain`. In JSON it is a list of objects with these keys
 import csv
 import io
 import json
+import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from domainbed.datasets_few_shot import (
     lists_of,
 )
 from domainbed.lib.errors import InputError, UnknownNameError
+from domainbed.lib.pictures import same
 from domainbed.lib.texts import read_text
 
 PREFIX = "Manifest:"
@@ -57,7 +60,10 @@ class ManifestDataset(ImageDataset):
 
 
 def class_names(rows: tuple[Row, ...]) -> list[str]:
-    return sorted({row["class"] for row in rows})
+    names = sorted({row["class"] for row in rows})
+    if len(names) < 2:
+        raise InputError(f"the manifest has one class, {names[0]!r}; it needs two.")
+    return names
 
 
 def manifest(path: Path) -> type[ManifestDataset]:
@@ -66,6 +72,7 @@ def manifest(path: Path) -> type[ManifestDataset]:
     rows = tuple(checked(row, path) for row in read_rows(path))
     if not rows:
         raise InputError(f"the manifest {path} lists no image.")
+    check_rows(rows, path)
     domains = sorted({row.get("domain", "") for row in rows})
     tasks = ("few_shot",) if len(domains) < 2 else (*ImageDataset.TASKS, "few_shot")
     facts: dict[str, Any] = {"FILE": path.resolve(), "ROWS": rows, "TASKS": tasks}
@@ -90,10 +97,33 @@ def checked(row: Any, path: Path) -> Row:
         raise InputError(f"the manifest {path} has a row without {lacking[0]}: {row}.")
     if row["split"] not in PARTS:
         raise UnknownNameError(f"split in {path}:", row["split"], PARTS)
+    row = {name: str(value) for name, value in row.items()}  # JSON has numbers, too
     place = Path(row["path"])
     if place.is_absolute() or ".." in place.parts:
         raise InputError(f"{path}: {row['path']!r} leads out of {path.parent}.")
     return row
+
+
+def check_rows(rows: tuple[Row, ...], path: Path) -> None:
+    """InputError for a picture that is listed twice, and for a class or domain that is
+    missing in some rows or has two spellings.
+    """
+    for name in ("class", "domain"):
+        own = sorted({row.get(name, "") for row in rows})
+        spelled = Counter(same(text).strip().casefold() for text in own)
+        if twice := [t for t in own if spelled[same(t).strip().casefold()] > 1]:
+            raise InputError(
+                f"{path} has the {name} {' and '.join(map(repr, twice))}; spell one "
+                "thing in one way."
+            )
+        if "" in own and len(own) > 1:
+            raise InputError(f"{path} says the {name} of some pictures, not of all.")
+    counts = Counter(os.path.normpath(row["path"]) for row in rows)
+    if twice := [place for place, n in counts.items() if n > 1]:
+        raise InputError(
+            f"{path} lists {len(twice)} pictures twice, as {twice[0]}, which "
+            "would train and test on one; list each once."
+        )
 
 
 MADE[PREFIX] = manifest

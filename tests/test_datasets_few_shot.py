@@ -214,6 +214,9 @@ def test_a_manifest_as_windows_saves_it(encoding, ending, tmp_path):
     ("path,class,split\na.png,cat,exam\n", "Unknown split in .*'exam'"),
     ("path,class,split\n../a.png,cat,test\n", "leads out of"),
     ("path,class,split\n", "lists no image"),
+    ("path,class,split\na,x,test\n./a,y,train\n", "lists 1 pictures twice, as a,"),
+    ("path,class,split\na,cat,test\nb,Cat,test\n", "the class 'Cat' and 'cat'; spell"),
+    ("path,class,split,domain\na,x,test,\nb,y,test,d\n", "says the domain of some"),
 ])  # fmt: skip
 def test_bad_manifests(text, message, tmp_path):
     file = tmp_path / "list.csv"
@@ -222,6 +225,18 @@ def test_bad_manifests(text, message, tmp_path):
         datasets.get_dataset_class(f"Manifest:{file}")
     with pytest.raises(InputError, match=r"cannot read .*/none.csv: No such file"):
         datasets.get_dataset_class(f"Manifest:{tmp_path / 'none.csv'}")
+
+
+def test_a_manifest_needs_two_classes_whose_names_may_be_numbers(tmp_path):
+    file = tmp_path / "list.json"
+    row = {"path": 1, "split": "test"}
+    rows = [row | {"class": 3, "domain": 1}, row | {"path": 2, "class": 4, "domain": 2}]
+    file.write_text(json.dumps(rows))
+    dataset = datasets.get_dataset_class(f"Manifest:{file}")(None, [0], CLIP)
+    assert dataset.class_names == ["3", "4"] and dataset.ENVIRONMENTS == ("1", "2")
+    file.write_text(json.dumps([rows[0], rows[1] | {"class": 3}]))
+    with pytest.raises(InputError, match="one class, '3'; it needs two"):
+        datasets.get_dataset_class(f"Manifest:{file}")(None, [0], CLIP)
 
 
 def test_a_manifest_in_the_home_folder(tmp_path, monkeypatch):

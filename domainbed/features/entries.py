@@ -34,7 +34,7 @@ from domainbed.lib.claim import Claim, TakenError
 from domainbed.lib.errors import InputError
 from domainbed.lib.misc import digest, write_whole
 from domainbed.lib.once import once
-from domainbed.lib.pictures import check_file
+from domainbed.lib.pictures import check_file, with_others
 
 ENTRY = re.compile(r"[0-9a-f]{16}(\.part)?")
 FACTS = {"backbone", "transform", "folder", "files", "strict", "classes"}
@@ -236,9 +236,8 @@ def digest_files(environment: ImageEnvironment, strict: bool) -> str:
     try:
         return once(whole, "files", strict, environment.key)
     except OSError as error:
-        raise InputError(
-            f"cannot read the image {error.filename}: {error.strerror}."
-        ) from error
+        first = InputError(f"cannot read the image {error.filename}: {error.strerror}.")
+        raise with_others(first, error.filename, environment.siblings()) from error
 
 
 def shown(text: str) -> str:

@@ -148,6 +148,16 @@ def unreadable(paths: list[str]) -> list[str]:
     return broken
 
 
+def with_others(error: InputError, path: str, paths: list[str]) -> InputError:
+    """The error of that picture, with those of the pictures that cannot be read too."""
+    if not (others := sorted(set(unreadable(paths)) - {path})):
+        return error
+    return InputError(
+        f"{str(error).rstrip('.')}; nor can {len(others)} more be read: "
+        f"{', '.join(others[:20])}; replace or remove them."
+    )
+
+
 def plain(name: str) -> str:
     """The name without what people spell differently: "Real World" is real_world."""
     name = unicodedata.normalize("NFC", name)

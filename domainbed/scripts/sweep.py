@@ -10,6 +10,7 @@ file, one flag with its values on a line; `#` begins a comment. `@quickstart` an
 import argparse
 import itertools
 import json
+import os
 import shlex
 import sys
 from collections import Counter
@@ -65,10 +66,10 @@ def ask_for_confirmation() -> None:
         raise SystemExit(0)
 
 
-def with_files(words: list[str]) -> list[str]:
+def with_files(words: list[str], inside: tuple[str, ...] = ()) -> list[str]:
     """The words, each @FILE those in it; the file is there or ships with the package.
 
-    `--hparams @FILE` holds hyperparameters.
+    `--hparams @FILE` holds hyperparameters. `inside` are the files that lead here.
     """
 
     def found(before: str, word: str) -> list[str]:
@@ -76,7 +77,10 @@ def with_files(words: list[str]) -> list[str]:
             return [word]
         if before == "--hparams":
             return [hparams_registry.as_json([word])]
-        return with_files(words_in(shipped.find(user_path(word[1:]), "*.txt")))
+        file = shipped.find(user_path(word[1:]), "*.txt")
+        if (real := os.path.realpath(file)) in inside:
+            raise InputError(f"the flags in {file} lead to that file again.")
+        return with_files(words_in(file), (*inside, real))
 
     return [*itertools.chain(*map(found, ["", *words[:-1]], words))]
 

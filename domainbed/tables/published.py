@@ -6,12 +6,15 @@ may be missing, say where a row is from and by which protocol it came about; a r
 few shots says in DATASET, SHOTS and CLASSES which tables it belongs to.
 """
 
+import csv
+import io
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from domainbed.lib.errors import InputError
+from domainbed.lib.texts import read_text
 from domainbed.tables.frames import AVERAGE, ROW, mean_of
 
 FEW_SHOT = DATASET, SHOTS, CLASSES = ("dataset", "shots", "classes")
@@ -34,9 +37,21 @@ def read(file: str | Path) -> pd.DataFrame:
     `source` comes with its table, `protocol` with all that the row tells of it.
     """
     try:
-        rows = pd.read_csv(file, dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as error:
-        raise InputError(f"--baseline {file} cannot be read: {error}.") from error
+        text = read_text(file)
+        cells = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True)
+        header, *lines = [*filter(None, cells)] or [[]]
+        if not header:
+            raise InputError("it is empty.")
+    except (InputError, csv.Error) as error:
+        raise InputError(f"--baseline {file} cannot be read: {error}") from error
+    if twice := [name for name in header if header.count(name) > 1]:
+        raise InputError(f"--baseline {file} has two columns {twice[0]!r}.")
+    if odd := [line for line in lines if len(line) != len(header)]:
+        raise InputError(
+            f"--baseline {file} has a row of {len(odd[0])} cells below {len(header)} "
+            f"columns: {','.join(odd[0])}."
+        )
+    rows = pd.DataFrame(lines, columns=header, dtype=str)
     if "method" not in rows:
         raise InputError(f"--baseline {file} has no column 'method'.")
     rows = rows.assign(**{name: "" for name in FACTS if name not in rows})

@@ -7,6 +7,7 @@ import pytest
 from helpers import make_image_folder
 
 from domainbed import datasets
+from domainbed.features.entries import digest_files
 from domainbed.lib.errors import InputError
 
 PLAIN = {"data_augmentation": False}
@@ -202,6 +203,16 @@ def test_all_broken_pictures_are_named_at_once(tmp_path):
     (tmp_path / "b" / "y" / "1.png").write_text("<html>")
     with pytest.raises(InputError, match=r"a/x/0.png.* 1 more .*b/y/1.png; replace"):
         dataset[0][0]
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_all_links_to_nowhere_are_named_at_once(strict, tmp_path):
+    dataset = shape(tmp_path, AB, XY)(None, [0], PLAIN)
+    for name in ("a/x/0.png", "b/y/1.png"):
+        (tmp_path / name).unlink()
+        (tmp_path / name).symlink_to("nowhere")
+    with pytest.raises(InputError, match=r"a/x/0.png: No .* 1 more .*b/y/1.png; rep"):
+        digest_files(dataset[0], strict)
 
 
 def test_one_spelling_of_a_class_is_one_class(tmp_path):

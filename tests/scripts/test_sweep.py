@@ -228,6 +228,15 @@ def test_a_quote_left_open_in_a_file_of_flags_is_named(tmp_path, ran, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_file_of_flags_that_leads_to_itself_is_named(tmp_path, ran, capsys):
+    flags = tmp_path / "flags.txt"
+    flags.write_text(f"--n_hparams 1\n@{flags}\n")
+    with pytest.raises(SystemExit) as ended:
+        launch(tmp_path / "out", f"@{flags}")
+    assert ended.value.code == 2
+    assert f"the flags in {flags} lead to that file again" in capsys.readouterr().err
+
+
 def test_a_sweep_that_ships_is_known_by_name(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     launch(tmp_path / "out", "@quickstart", "--algorithms", "ERM")

@@ -28,6 +28,8 @@ def test_a_published_average_counts_over_the_same_datasets(tmp_path):
     [
         (None, "cannot be read"),
         ("", "cannot be read"),
+        ("method,PACS\nx,90,80\n", "a row of 3 cells below 2 columns: x,90,80"),
+        ("method,PACS,PACS\nx,90,80\n", "two columns 'PACS'"),
         ("a,b\n1,2\n", "no column 'method'"),
         ("method,VLCS\nx,1\n", "no figures for PACS; its datasets are VLCS"),
         ("method,PACS\nx,ninety\n", "'ninety' in column PACS"),
@@ -41,6 +43,15 @@ def test_a_baseline_that_is_none_is_refused(text, sentence, tmp_path):
     if text is not None:
         file.write_text(text)
     with pytest.raises(InputError, match=re.escape(sentence)):
+        published(file, ["PACS"])
+
+
+def test_a_baseline_as_windows_saves_it(tmp_path):
+    file = tmp_path / "theirs.csv"
+    file.write_bytes("method, PACS\r\nM\u00e9thode, 90\r\n".encode("utf-16"))
+    assert set(published(file, ["PACS"])["algorithm"]) == {"M\u00e9thode"}
+    file.write_bytes("method,PACS\nM\u00e9thode,90\n".encode("latin-1"))
+    with pytest.raises(InputError, match=r"not in UTF-8 .* save it as that"):
         published(file, ["PACS"])
 
 
