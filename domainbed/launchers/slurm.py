@@ -58,6 +58,7 @@ COUNTS = {
     "cpus": NUMBER,
     "array_parallelism": NUMBER,
 }
+SIZE = re.compile(r"\d+([KMGT]B?)?", re.IGNORECASE)  # 0 is all of a node's memory
 IN_QUEUE = ("queued", "held", "cancelled", "lost")
 ENDED = ("CANCELLED", "COMPLETED", "FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
 ENDED += ("BOOT_FAIL", "DEADLINE", "REVOKED")
@@ -232,9 +233,13 @@ def parse_options(pairs: Iterable[str]) -> dict[str, Any]:
         "wckey": None,
         "additional_parameters": {"requeue": True},
     }
+    seen: set[str] = set()
     for pair in pairs:
         key, _, value = pair.partition("=")
         key = key.replace("-", "_")
+        if key in seen and key != "setup":
+            raise InputError(f"--slurm gives {key} twice; give one value.")
+        seen.add(key)
         if key not in KEYS and key not in PASSED:
             raise UnknownNameError("key of --slurm", key, [*KEYS, *PASSED])
         if not value or not value.isprintable():
@@ -243,6 +248,8 @@ def parse_options(pairs: Iterable[str]) -> dict[str, Any]:
             )
         if key in COUNTS and not re.fullmatch(COUNTS[key], value):
             raise InputError(f"--slurm {pair} must be a number of at least 1.")
+        if key.startswith("mem") and key != "mem_bind" and not SIZE.fullmatch(value):
+            raise InputError(f"--slurm {pair} is no size; write one such as 16G.")
         if key in PASSED:
             parameters["additional_parameters"][key] = value == "true" or value
             continue

@@ -375,11 +375,16 @@ def test_a_preempted_task_lets_its_run_save(
         ("exlude=n1", "Did you mean 'exclude'"),
         ("gpus=0", "must be a number of at least 1"),
         ("cpus=many", "must be a number of at least 1"),
+        ("mem=lots", "mem=lots is no size; write one such as 16G"),
+        ("mem_per_cpu=4 GB", "mem_per_cpu=4 GB is no size"),
+        ("partition=a partition=b", "gives partition twice; give one value"),
     ],
 )
 def test_wrong_options_are_named(option, sentence):
+    options = option.split() if "twice" in sentence else [option]
     with pytest.raises(InputError, match=sentence.replace(".", r"\.")):
-        slurm.parse_options([option])
+        slurm.parse_options(options)
+    slurm.parse_options(["mem=0", "mem_per_gpu=16g", "setup=a", "setup=b"])
 
 
 @pytest.mark.parametrize(
