@@ -76,13 +76,14 @@ def test_a_sweep_killed_twenty_times_has_the_same_tables(pacs, tmp_path, capsys)
     """In extraction, training, writing: wherever a random moment finds it."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     child = WARM.Process(target=launch_here, args=(whole, pacs))
+    started = time.monotonic()
     child.start()
     child.join()
-    rng, seen = random.Random(0), set()
+    took, rng, seen = time.monotonic() - started, random.Random(0), set()
     for _ in range(20):
         child = WARM.Process(target=launch_here, args=(killed, pacs))
         child.start()
-        child.join(rng.uniform(0.3, 1.2))  # a run takes about half a second
+        child.join(took * rng.uniform(0.04, 0.16))  # a run is a twelfth of all
         if child.is_alive():
             os.kill(child.pid, signal.SIGKILL)
         child.join()
