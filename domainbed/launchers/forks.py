@@ -12,8 +12,6 @@ from multiprocessing import connection, forkserver
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from domainbed.lib import misc
-
 TRAIN = ["python", "-m", "domainbed.scripts.train"]
 WARM = "domainbed.launchers.warm"
 FIRST = "DOMAINBED_FIRST_RUNS"  # the variable that tells it commands, one a line
@@ -74,5 +72,4 @@ def wait(child: BaseProcess, until: float | None = None) -> int | None:
 
 def train(command: str) -> None:
     """The run of a command, in this process."""
-    misc.start_processes_as_usual()
     importlib.import_module(TRAIN[-1]).main(shlex.split(command)[len(TRAIN) :])

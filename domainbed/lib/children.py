@@ -11,7 +11,6 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-from domainbed.lib import misc
 from domainbed.lib.errors import InputError, one_line
 
 PR_SET_PDEATHSIG = 1  # of prctl(2)
@@ -35,9 +34,7 @@ def in_child(function: Callable, *args: Any) -> Any:
     should load no more than the function will.
     """
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(
-        1, spawn, initializer=misc.start_processes_as_usual
-    ) as pool:
+    with ProcessPoolExecutor(1, spawn) as pool:
         try:
             return pool.submit(caught, function, *args).result()
         except BrokenProcessPool:

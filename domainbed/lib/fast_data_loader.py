@@ -8,7 +8,6 @@ that can `gather(indices)` is read a batch at a time, here, without worker proce
 
 import functools
 import itertools
-import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -67,11 +66,14 @@ class _SeededItems(Dataset):
 def batches_of(loader: DataLoader) -> Iterator[list[torch.Tensor]]:
     """What the loader gives; InputError where its processes cannot live.
 
-    They are started now, so that several loaders' start together. Where they are this
-    process's children they end with it: torch's wait for ever if it was killed before
-    they have looked who it is.
+    They are started now, so that several loaders' start together. They are this
+    process's children, also where Python would start them from a forkserver (3.14 does,
+    and what was started so itself); on Linux they end with it: torch's wait for ever if
+    it was killed before they have looked who it is.
     """
-    if loader.num_workers and multiprocessing.get_start_method() == "fork":
+    if loader.num_workers:
+        method = "fork" if sys.platform == "linux" else "spawn"
+        loader.multiprocessing_context = method
         loader.worker_init_fn = partial(end_with, os.getpid())
     try:
         iterator = iter(loader)

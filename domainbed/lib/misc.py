@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import io
 import json
-import multiprocessing
 import os
 import random
 import sys
@@ -128,17 +127,6 @@ def with_own_python(environment: Mapping[str, str]) -> dict[str, str]:
     own = str(Path(sys.executable).parent)
     path = os.pathsep.join([own, environment.get("PATH", "")])
     return {**environment, "PATH": path}
-
-
-def start_processes_as_usual() -> None:
-    """Let this process, made by multiprocessing, start others as any run does.
-
-    It would start them as it was started itself: loaders' processes from a forkserver
-    are no children of their run, and outlive it when it is killed. That server is also
-    the default of Python 3.14.
-    """
-    method = "fork" if sys.platform == "linux" else "spawn"
-    multiprocessing.set_start_method(method, force=True)
 
 
 def threads(default: int = 1) -> int:

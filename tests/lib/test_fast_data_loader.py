@@ -1,5 +1,6 @@
 import ctypes
 import itertools
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -139,14 +140,27 @@ class Killed(Dataset):
     def __getitem__(self, index):
         number = ctypes.c_int()
         ctypes.CDLL(None).prctl(2, ctypes.byref(number))  # PR_GET_PDEATHSIG
-        return number.value, 0
+        return number.value, os.getppid()
+
+
+@pytest.fixture(params=["fork", "forkserver", "spawn"])
+def method(request):
+    """How Python starts processes; the second is the default of 3.14."""
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method(request.param, force=True)
+    yield
+    multiprocessing.set_start_method(before, force=True)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux's way")
-def test_processes_that_load_end_with_their_run():
+def test_processes_that_load_are_their_runs_children_and_end_with_it(method):
     """Not when they notice, which some never do."""
-    (killed_by, _), *_ = FastDataLoader(Killed(), 1, 1)
-    assert killed_by.item() == signal.SIGKILL
+    (killed_by, parent), *_ = FastDataLoader(Killed(), 1, 1)
+    assert (killed_by.item(), parent.item()) == (signal.SIGKILL, os.getpid())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux's way")
+def test_a_process_whose_parent_has_ended_ends():
     orphan = os.fork()
     if not orphan:
         children.die_with(os.getppid() + 1)  # as if the parent had ended before

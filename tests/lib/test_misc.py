@@ -1,7 +1,6 @@
 import errno
 import json
 import math
-import multiprocessing
 import os
 
 import numpy as np
@@ -83,19 +82,6 @@ def test_logits_that_are_nan_are_no_class_0():
     guessed = misc.guesses(network(logits), [(x, y)], "cpu")
     assert guessed == ([0, misc.NO_GUESS, 0], [0, 0, 0])
     assert all(map(math.isnan, scores(*guessed).values()))
-
-
-def test_no_process_starts_from_a_forkserver(monkeypatch):
-    """Though it is what Python 3.14 takes unless it is told otherwise."""
-    before = multiprocessing.get_start_method()
-    context = multiprocessing.context._default_context
-    forkserver = multiprocessing.get_context("forkserver")
-    monkeypatch.setattr(context, "_default_context", forkserver)
-    try:
-        misc.start_processes_as_usual()
-        assert multiprocessing.get_start_method() in ("fork", "spawn")
-    finally:
-        multiprocessing.set_start_method(before, force=True)
 
 
 def test_plain_values_survive_json_unchanged():

@@ -17,7 +17,6 @@ from pathlib import Path
 import pytest
 
 from domainbed import command_launchers
-from domainbed.lib import misc
 from domainbed.runs.folder import RunFolder
 from domainbed.runs.jobs import Job
 from domainbed.scripts import collect_results, sweep, train
@@ -46,7 +45,6 @@ def run_here(command, **environment):
 def launch_here(folder, data):
     """In a process that has imported all: launch, and go on with what was killed."""
     os.setsid()
-    misc.start_processes_as_usual()
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     command_launchers.run_command = run_here
     launch(folder, data, "--retry", "--feature_dir", f"{folder}.features")

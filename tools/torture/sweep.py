@@ -18,7 +18,6 @@ from typing import Any
 
 from domainbed import command_launchers
 from domainbed.datasets_emoji import EmojiDG
-from domainbed.lib import misc
 from domainbed.scripts import sweep, train
 
 # Two on stored features, and one on pictures, which processes of its own load.
@@ -136,7 +135,6 @@ def launch_here(
 ) -> None:
     """In a process that has imported all: launch, each run in a child of it."""
     os.setsid()
-    misc.start_processes_as_usual()
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     faulthandler.enable(open(log, "a"))  # noqa: SIM115
     if ctypes.CDLL(None, use_errno=True).unshare(NEW_UTS):
