@@ -100,7 +100,8 @@ def as_json(words: list[str] | None) -> str | None:
     """The JSON text that the words after --hparams mean, None for none.
 
     They are JSON already, `@FILE` with JSON in it, or `name=value` pairs, whose values
-    are JSON, Python's True, False, None and .001 or, failing that, strings.
+    are JSON, Python's True, False, None and .001 or, failing that, strings; of one name
+    the last counts, as of flags.
     """
     if words is None:
         return None
@@ -113,8 +114,7 @@ def as_json(words: list[str] | None) -> str | None:
     pairs = [word.partition("=") for word in words]
     if any(not equals or name.startswith("{") for name, equals, _ in pairs):
         return " ".join(words)
-    values = once_each([(name, json_or_string(value)) for name, _, value in pairs])
-    return json.dumps(values)
+    return json.dumps({name: json_or_string(value) for name, _, value in pairs})
 
 
 def once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -185,6 +185,10 @@ class FewShot(DomainGeneralization):
             )
         sources = class_for(args.dataset, args.task).SOURCES
         args.source = args.source or (sources[0] if sources else None)
+        if args.source is not None and not sources:
+            raise InputError(
+                f"{args.dataset} has no domains that --source could name; leave it out."
+            )
         if args.source is not None and args.source not in sources:
             raise UnknownNameError(f"source in {args.dataset}", args.source, sources)
         tested = [args.dataset]

@@ -214,6 +214,7 @@ def test_scores_by_hand():
     (["--shots", "0"], "--shots is 0"),
     (["--test_envs", "1"], "--test_envs and --holdout_fraction are not of"),
     (["--dataset", "PACS"], "PACS is no dataset of --task few_shot"),
+    (["--source", "x"], "OxfordPets has no domains that --source could name"),
     (["--dataset", "EmojiDG", "--source", "x"], "Unknown source in EmojiDG 'x'"),
     (["--task", "domain_generalization"], "--shots is of --task few_shot"),
     (["--algorithm", "ERM", "--classes", "base"], "ERM has weights for each of its"),

@@ -135,6 +135,8 @@ def parse_options(pairs: Iterable[str]) -> dict[str, Any]:
             raise UnknownNameError("key of --ray", key, KEYS)
         if not value:
             raise InputError(f"--ray {pair!r} gives {key} no value; write {key}=VALUE.")
+        if KEYS[key] in options:
+            raise InputError(f"--ray gives {key} twice; give one value.")
         convert = {"gpus": share, "cpus": share, "mem": size}.get(key, lambda _, v: v)
         options[KEYS[key]] = convert(key, value)
     return options

@@ -32,6 +32,11 @@ def test_options_become_rays(pair, options):
     assert ray.parse_options([pair]) == options
 
 
+def test_an_option_is_given_once():
+    with pytest.raises(InputError, match="--ray gives gpus twice; give one value"):
+        ray.parse_options(["gpus=1", "gpus=2"])
+
+
 @pytest.mark.parametrize(
     "pair, sentence",
     [
