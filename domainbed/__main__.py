@@ -3,6 +3,8 @@
 import ast
 from pathlib import Path
 
+from domainbed.lib.errors import exits_on_input_error
+
 FIRST = """\
 First results, without any download:
 
@@ -23,6 +25,7 @@ def commands() -> dict[str, str]:
     return found
 
 
+@exits_on_input_error
 def main() -> None:
     print(FIRST)
     listed = commands()

@@ -49,7 +49,7 @@ with warnings.catch_warnings():  # clip imports pkg_resources, which says it is 
         raise ImportError(
             f"the module clip here is not OpenAI's CLIP ({error}); pip install "
             "clip-anytorch 'setuptools<81', without another package or file clip"
-        ) from error
+        ) from None
 
 EMOJI_CLIP = Path(__file__).parents[1] / "assets" / "emoji_clip.pt"
 FEATURES = "Features:"  # before a file's name: what a CLIP has made, see `file_tower`

@@ -1,6 +1,8 @@
 """What there is, as a newcomer asks for it."""
 
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +34,17 @@ def test_the_package_lists_its_commands():
     for path in SCRIPTS.glob("[!_]*.py"):
         assert f"python -m domainbed.scripts.{path.stem} " in ended.stdout
     assert __main__.commands()["train"].startswith("Train and evaluate one algorithm")
+
+
+@pytest.mark.parametrize("command", ["domainbed", "domainbed.scripts.list datasets"])
+def test_a_reader_that_goes_away_is_no_error(command):
+    """As `head` does."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    words = [sys.executable, "-m", *command.split()]
+    ended = subprocess.run(words, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (ended.returncode, ended.stderr) == (128 + signal.SIGPIPE, "")
 
 
 def test_an_algorithm_says_what_it_is(capsys):
