@@ -26,7 +26,7 @@ setup(
     python_requires=">=3.10",
     classifiers=[
         "Programming Language :: Python :: 3",
-        *(f"Programming Language :: Python :: 3.{minor}" for minor in range(10, 14)),
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in range(10, 15)),
     ],
     license="MIT",
     license_files=["LICENSE"],

@@ -26,22 +26,22 @@ from domainbed.runs.provenance import dataset_fingerprint
 # The methods, and about how many seconds a run of one takes where a core is free: its
 # own of benchmarks/recommend.json, and one to start.
 COSTS = {
-    "ZeroShotCLIP": 1.1,
+    "ZeroShotCLIP": 1.0,
     "GDA": 1.1,
-    "TipAdapter": 1.2,
-    "LinearERM": 2.2,
-    "LPPlusPlus": 2.4,
-    "TaskRes": 2.5,
-    "CLAP": 2.6,
-    "CLIPAdapter": 2.6,
-    "LinearProbeCLIP": 2.8,
-    "ProLIP": 3.0,
-    "TipAdapterF": 4.3,
-    "LFA": 6.0,
-    "BatchFormerCLIP": 7.6,
-    "Head2Toe": 9.7,
-    "CoOp": 30.0,
-    "DPLCLIP": 110.0,
+    "TipAdapter": 1.1,
+    "LinearERM": 1.9,
+    "LPPlusPlus": 2.1,
+    "TaskRes": 2.1,
+    "CLAP": 2.1,
+    "CLIPAdapter": 2.2,
+    "LinearProbeCLIP": 2.2,
+    "ProLIP": 2.2,
+    "TipAdapterF": 3.4,
+    "LFA": 5.5,
+    "Head2Toe": 7.3,
+    "BatchFormerCLIP": 7.5,
+    "CoOp": 27.9,
+    "DPLCLIP": 104.5,
 }
 STEPS, CHECKPOINT_FREQ = 1001, 100
 # What every method has been given before any of them gets more: (trial, draws).
