@@ -6,6 +6,7 @@ launcher see the same examples in the same order, augmented the same way. A data
 that can `gather(indices)` is read a batch at a time, here, without worker processes.
 """
 
+import errno
 import functools
 import itertools
 import os
@@ -97,10 +98,15 @@ def end_with(parent: int, worker: int) -> None:
 
 
 def guarded(iterator: Iterator) -> Iterator:
-    """The same; InputError where one of its processes was killed."""
+    """The same; InputError where one of its processes was killed or cannot be heard."""
     try:
         yield from iterator
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:  # a process's error has no errno here
+        if (too_many := os.strerror(errno.EMFILE)) in str(error):
+            raise InputError(
+                f"{too_many} for the processes that load images; lower --num_workers, "
+                "or raise ulimit -n."
+            ) from error
         if not str(error).startswith("DataLoader worker"):
             raise
         raise InputError(

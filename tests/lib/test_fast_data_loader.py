@@ -124,6 +124,22 @@ def test_processes_that_cannot_start_are_said_with_the_remedy(tmp_path):
     assert "_workers_status" not in ended.stderr
 
 
+def test_files_that_run_out_while_processes_load_are_said_with_the_remedy():
+    """Each tensor that comes from a process takes one until it is read."""
+    code = (
+        "import os, resource, torch\n"
+        "from domainbed.lib.fast_data_loader import FastDataLoader\n"
+        "data = torch.utils.data.TensorDataset(torch.ones(99))\n"
+        "batches = iter(FastDataLoader(data, 1, 2))\n"
+        "n = len(os.listdir('/dev/fd'))\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (n, n))\n"
+        "kept = list(batches)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    last = ended.stderr.splitlines()[-1]
+    assert "InputError: Too many open files for the processes that load" in last
+
+
 def test_a_killed_process_is_said_with_the_remedy():
     with pytest.raises(
         InputError, match=r"a process that loads images ended .*lower --num_workers"
