@@ -26,6 +26,17 @@ def as_path(text: str) -> Path:
     return Path(user_path(text))
 
 
+def output_folder(text: str) -> Path:
+    """The folder of --output_dir, made if need be; InputError if it cannot be."""
+    try:
+        Path(text).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"cannot make --output_dir {text}: {error.strerror}."
+        ) from None
+    return Path(text)
+
+
 def name_and_place(text: str) -> tuple[str | None, str]:
     """The name that somebody gave a place, if any, and the place: `NAME=PLACE`.
 

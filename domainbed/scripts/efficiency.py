@@ -21,7 +21,7 @@ from domainbed.lib.errors import (
     did_you_mean,
     exits_on_input_error,
 )
-from domainbed.lib.paths import user_path
+from domainbed.lib.paths import output_folder, user_path
 from domainbed.lib.progress import add_quiet
 from domainbed.runs import provenance
 from domainbed.tables.costs import SOURCES, extract, measure
@@ -174,11 +174,7 @@ def main(argv: list[str] | None = None) -> None:
         "hparams": asked,
         "versions": provenance.versions(),
     }
-    folder = Path(args.output_dir)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot make --output_dir {folder}: {error}") from None
+    folder = output_folder(args.output_dir)
     report |= measure_all(runs)
     write(report, folder)
     if any("error" in (m[s] or {}) for m in report["methods"] for s in SOURCES):

@@ -1,14 +1,13 @@
 """Save a few pictures of every environment of every dataset, to look at."""
 
 import argparse
-from pathlib import Path
 
 import torch
 from torchvision.utils import save_image
 
 from domainbed import datasets
 from domainbed.lib.errors import InputError, check_at_least, exits_on_input_error
-from domainbed.lib.paths import user_path
+from domainbed.lib.paths import output_folder, user_path
 from domainbed.lib.progress import add_quiet, silenced
 
 
@@ -45,8 +44,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def save(args: argparse.Namespace) -> None:
     """A file of each environment, with its path printed."""
-    folder = Path(args.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = output_folder(args.output_dir)
     for name in args.datasets or datasets.DATASETS:
         cls = datasets.get_dataset_class(name)
         try:

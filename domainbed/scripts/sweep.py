@@ -23,7 +23,7 @@ from domainbed.lib import shipped, texts
 from domainbed.lib.children import in_child
 from domainbed.lib.errors import InputError, check_at_least, exits_on_input_error
 from domainbed.lib.identity import DECISIVE
-from domainbed.lib.paths import user_path
+from domainbed.lib.paths import output_folder, user_path
 from domainbed.lib.progress import JobsProgress, add_quiet, coloured, silenced
 from domainbed.lib.query import Q
 from domainbed.lib.reporting import first_record
@@ -362,17 +362,21 @@ def launch(
         return
     if not args.skip_confirmation:
         ask_for_confirmation()
-    own = [job for job in not_launched if job.claim()]
-    if taken := len(not_launched) - len(own):
-        print(f"{taken} jobs were launched by another process in the meantime.")
-    jobs = own + again
-    if args.command_launcher in WAITED_FOR:
-        if args.quiet or sys.stderr.isatty():
-            for job in jobs:
-                job.options["quiet"] = True
-        if not args.quiet:
-            launcher = with_progress(launcher, jobs)
+    output_folder(args.output_dir)
+    own: list[Job] = []
     try:
+        for job in not_launched:
+            if job.claim():
+                own.append(job)
+        if taken := len(not_launched) - len(own):
+            print(f"{taken} jobs were launched by another process in the meantime.")
+        jobs = own + again
+        if args.command_launcher in WAITED_FOR:
+            if args.quiet or sys.stderr.isatty():
+                for job in jobs:
+                    job.options["quiet"] = True
+            if not args.quiet:
+                launcher = with_progress(launcher, jobs)
         failed = Job.launch(jobs, launcher)
     except BaseException:
         for job in own:

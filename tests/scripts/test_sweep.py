@@ -1,5 +1,6 @@
 """A sweep: its jobs as upstream has them, their states, and one from end to end."""
 
+import errno
 import json
 import shlex
 
@@ -125,6 +126,24 @@ def test_launch_starts_each_job_once(tmp_path, ran, capsys):
         "6 jobs: 1 done, 5 incomplete, 0 not launched.\nAbout to launch 0 jobs." in out
     )
     assert len(ran) == 6
+
+
+def test_what_was_claimed_is_left_to_others_if_not_all_can_be(
+    tmp_path, ran, monkeypatch, capsys
+):
+    """On a disk without inodes the next launch found nothing to do."""
+    claim = jobs.Job.claim
+
+    def full(job):
+        if len([*tmp_path.iterdir()]) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device", job.output_dir)
+        return claim(job)
+
+    monkeypatch.setattr(jobs.Job, "claim", full)
+    with pytest.raises(SystemExit) as ended:
+        launch(tmp_path)
+    assert ended.value.code == 1 and "No space left" in capsys.readouterr().err
+    assert not ran and not [*tmp_path.iterdir()]
 
 
 def test_what_builds_on_other_runs_is_launched_after_them(tmp_path):
