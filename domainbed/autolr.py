@@ -95,7 +95,7 @@ class FullRun(Stage):
         first, logged = super().resume()
         if not first:
             before = self.searched.results.read_bytes()
-            misc.write_whole(self.records.results, before)
+            self.records.write(self.records.results.name, before)
         return first, logged
 
     def evaluate(self, splits=None):

@@ -73,6 +73,7 @@ class RunEvaluation(RunInputs):
             },
             step,
             self.task.chosen(self, self.records.read())[0]["step"],
+            self.records.check_own,
         )
 
     def n_classes(self, env: int) -> int:

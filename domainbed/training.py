@@ -119,8 +119,7 @@ class Run(RunEvaluation):
         """Leave the model, what is seen of it, and `done`."""
         self.save_model("model.pkl")
         if attention := layer_attention.summarise(self):
-            path = self.output_dir / "layer_attention.json"
-            misc.write_whole(path, json.dumps(attention))
+            self.records.write("layer_attention.json", json.dumps(attention))
         self.curves.finish(attention)
         self.records.finish()
         self.print_summary()
@@ -213,7 +212,7 @@ class Run(RunEvaluation):
                 for name, value in state.items()
             },
         }
-        misc.save_whole(self.output_dir / filename, model)
+        self.records.save(filename, model)
 
 
 def load_algorithm(run: str | Path) -> algorithms.Algorithm:

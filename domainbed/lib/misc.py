@@ -13,7 +13,7 @@ import os
 import random
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -143,10 +143,15 @@ def threads(default: int = 1) -> int:
     )
 
 
-def write_whole(path: Path, content: str | bytes | memoryview) -> None:
+def write_whole(
+    path: Path,
+    content: str | bytes | memoryview,
+    check: Callable[[], None] = lambda: None,
+) -> None:
     """The file appears with all of its content or, after an error, stays as it was.
 
     That of a link is where it leads; what is no file, as /dev/null, is written to.
+    `check` is called when only the file's place is left to take, and may raise.
     """
     content = content.encode() if isinstance(content, str) else content
     if path.exists() and not path.is_file():
@@ -156,10 +161,12 @@ def write_whole(path: Path, content: str | bytes | memoryview) -> None:
     whole = Path(os.path.realpath(path)) if path.is_symlink() else path
     part = whole.with_name(f"{path.name}.part")
     try:
+        part.unlink(missing_ok=True)  # else two may write to it, one of them stopped
         with open(part, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        check()
         part.replace(whole)
     except OSError as error:
         if error.errno is not None:
@@ -178,14 +185,16 @@ def read_json(file: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def save_whole(path: Path, value: Any) -> None:
-    """torch.save to a file that appears whole; a full disk is an OSError."""
+def save_whole(
+    path: Path, value: Any, check: Callable[[], None] = lambda: None
+) -> None:
+    """torch.save to a file that appears whole, see above; a full disk is an OSError."""
     import torch
 
     buffer = io.BytesIO()
     torch.save(value, buffer)
     with buffer.getbuffer() as content:  # let go of, or an error here hides its cause
-        write_whole(path, content)
+        write_whole(path, content, check)
 
 
 def guesses(

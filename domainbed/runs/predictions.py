@@ -17,6 +17,7 @@ and `parts`.
 
 import io
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,10 +49,12 @@ def keep(
     facts: dict[str, Any],
     step: int,
     chosen: int,
+    check: Callable[[], None] = lambda: None,
 ) -> None:
     """Write that step's answers beside those of the chosen step, which the file has.
 
-    `sizes` are the environments' numbers of items, `facts` are data, classes and names.
+    `sizes` are the environments' numbers of items, `facts` are data, classes and names;
+    `check` is as of `misc.write_whole`.
     """
     arrays = {}
     if chosen != step:  # else it may have this very step's, of a run that was killed
@@ -79,7 +82,7 @@ def keep(
         }
     buffer = io.BytesIO()
     np.savez_compressed(buffer, parts=np.array(parts), **arrays, **facts)
-    misc.write_whole(file, buffer.getvalue())
+    misc.write_whole(file, buffer.getvalue(), check)
 
 
 def load(file: Path) -> dict[str, np.ndarray]:

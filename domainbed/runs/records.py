@@ -70,7 +70,14 @@ class RunRecords:
                     file=sys.stderr,
                 )
         whole = about | {"attempts": [*earlier, attempt]}
-        misc.write_whole(self.about, json.dumps(whole, indent=1))
+        self.write(self.about.name, json.dumps(whole, indent=1))
+
+    def write(self, name: str, content: str | bytes) -> None:
+        """That file of the folder's, whole, and only while this process has the folder.
+
+        It may have been stopped at any moment, for as long as another took its place.
+        """
+        misc.write_whole(self.folder / name, content, self.check_own)
 
     def clear(self) -> None:
         """Forget the run that was here."""
@@ -102,9 +109,12 @@ class RunRecords:
 
     def save_state(self, state: dict[str, Any]) -> None:
         """Renew state.pt; `state` is of tensors and plain types."""
-        self.check_own()
         length = self.results.stat().st_size if self.results.exists() else 0
-        misc.save_whole(self.state, state | {"results_length": length})
+        self.save(self.state.name, state | {"results_length": length})
+
+    def save(self, name: str, value: Any) -> None:
+        """The same of what torch saves."""
+        misc.save_whole(self.folder / name, value, self.check_own)
 
     def load_state(self) -> dict[str, Any] | None:
         """The last state, results.jsonl cut to what it was then; None to start over."""
@@ -123,8 +133,7 @@ class RunRecords:
 
     def finish(self) -> None:
         """Say that the run is whole."""
-        self.check_own()
-        misc.write_whole(self.done, "done")
+        self.write(self.done.name, "done")
         self.state.unlink(missing_ok=True)
 
 

@@ -103,6 +103,9 @@ def test_who_was_silent_for_too_long_finds_the_place_taken(tmp_path, monkeypatch
         for write in (
             lambda: records.append({"step": 1}),
             lambda: records.save_state({"step": 2}),
+            lambda: records.begin({}, 0),
+            lambda: records.write("predictions.npz", b""),
+            lambda: records.save("model.pkl", {}),
             records.finish,
         ):
             with pytest.raises(TakenError, match="process 1 on elsewhere"):

@@ -112,6 +112,20 @@ def test_write_whole_keeps_a_link_and_what_is_no_file(tmp_path):
     assert len([*tmp_path.iterdir()]) == 4
 
 
+def test_write_whole_asks_when_all_but_the_place_is_done(tmp_path):
+    path = tmp_path / "state"
+    misc.write_whole(path, "old")
+
+    def taken():
+        assert (tmp_path / "state.part").read_text() == "new"
+        raise OSError(errno.EPERM, "another's")
+
+    with pytest.raises(OSError, match="another's"):
+        misc.write_whole(path, "new", taken)
+    assert path.read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["state"]
+
+
 def test_write_whole_leaves_the_old_file_when_writing_fails(tmp_path, monkeypatch):
     path = tmp_path / "state"
     misc.write_whole(path, "old")

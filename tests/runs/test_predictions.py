@@ -9,6 +9,8 @@ import torch
 from helpers import command
 
 from domainbed import evaluation
+from domainbed.lib import misc
+from domainbed.lib.claim import Claim
 from domainbed.lib.errors import InputError
 from domainbed.runs import predictions
 from domainbed.scripts import sweep, train
@@ -63,6 +65,21 @@ def test_another_folder_may_forgo_them(tmp_path):
     words += ["--datasets", "EmojiDG", "--algorithms", "LFA"]
     job = sweep.jobs_of(sweep.parse_args(words))[0]
     assert "--no_predictions" in job.command_str
+
+
+def test_all_that_a_run_writes_is_checked_to_be_its_own(tmp_path, monkeypatch):
+    """At the last moment: it may be stopped, and go on when another has its place."""
+    by, whole = {}, misc.write_whole
+
+    def write(path, content, check=None):
+        if path.parent == tmp_path and not path.name.startswith("heartbeat"):
+            by[path.name] = getattr(check, "__self__", None)
+        whole(path, content, *filter(None, [check]))
+
+    monkeypatch.setattr(misc, "write_whole", write)
+    train.main(command(tmp_path, "--test_envs", "0"))
+    assert {"run.json", "state.pt", predictions.NAME, "model.pkl", "done"} <= {*by}
+    assert {type(own) for own in by.values()} == {Claim}
 
 
 @pytest.mark.parametrize("n", [2, 3])
