@@ -76,19 +76,17 @@ def batches_of(loader: DataLoader) -> Iterator[list[torch.Tensor]]:
         method = "fork" if sys.platform == "linux" else "spawn"
         loader.multiprocessing_context = method
         loader.worker_init_fn = partial(end_with, os.getpid())
+    # What was half started complains when it goes, of anything but the cause.
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
     try:
-        iterator = iter(loader)
+        return guarded(iter(loader))
     except OSError as error:
         refused = InputError(
             f"cannot start {loader.num_workers} processes that load images "
             f"({error.strerror}); lower --num_workers, or raise ulimit -n or -u."
         )
-        # What was half started complains when it goes, of anything but the cause.
-        hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
-        error.__traceback__ = None
+    finally:
         sys.unraisablehook = hook
-    else:
-        return guarded(iterator)
     raise refused
 
 

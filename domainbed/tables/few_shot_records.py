@@ -101,7 +101,7 @@ def title_of(place: tuple, whole: bool = False) -> str:
     Unless it is `whole` it does not say what is transferred to.
     """
     classes, shots, source, targets, dataset = place
-    about = f"{shots} shot{'s' * (shots != 1)}, {classes} classes"
+    about = f"{shots} {'shot' if shots == 1 else 'shots'}, {classes} classes"
     title = f"{dataset}, {about}" + (f", from {source}" if source else "")
     return title + (f", to {targets}" if whole and targets else "")
 
