@@ -184,7 +184,8 @@ def differences(
 
 def dataset_form(accs: pd.DataFrame, rows: list[tuple]) -> pd.DataFrame:
     """A wide form of one dataset: each test, then its kinds' means, then H."""
-    both = pd.concat([accs, over_tests(accs)])
+    kinds = over_tests(accs)
+    both = accs if kinds.empty else pd.concat([accs, kinds])
     columns = [*dict.fromkeys(both["environment"])]
     columns += [H] if {*HALVES} <= {*columns} else []
     means = summary(both).assign(source=MEASURED, protocol="")
