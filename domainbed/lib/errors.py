@@ -19,8 +19,6 @@ DISK_ERRORS = (
     errno.EACCES,
     errno.EIO,
 )
-
-
 # A place that cannot be what is asked of it: what was given is wrong.
 PLACE_ERRORS = (
     errno.ENAMETOOLONG,

@@ -58,15 +58,15 @@ def identity(args: dict[str, Any]) -> dict[str, Any]:
     known |= {"hparams": parsed(known["hparams"])}
     with contextlib.suppress(TypeError):  # what another program has written
         known |= {"test_envs": sorted(known["test_envs"])}
-    return alike(known)
+    return in_whole_numbers(known)
 
 
-def alike(value: Any) -> Any:
+def in_whole_numbers(value: Any) -> Any:
     """The value with each whole number in it as an int."""
     if isinstance(value, dict):
-        return {name: alike(own) for name, own in value.items()}
+        return {name: in_whole_numbers(own) for name, own in value.items()}
     if isinstance(value, list | tuple):
-        return [*map(alike, value)]
+        return [*map(in_whole_numbers, value)]
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 

@@ -182,8 +182,8 @@ def check_pictures(environments: list[Any], missing_allowed: bool) -> None:
             raise InputError(
                 f"environment {Path(env.root).name!r} in {Path(env.root).parent} has "
                 f"no picture of the class {', '.join(map(repr, empty or lacking))}, "
-                f"which {where}{alike(env.classes, counts)}; --allow_missing_classes "
-                "goes on without."
+                f"which {where}{namesake(env.classes, counts)}; "
+                "--allow_missing_classes goes on without."
             )
     check_twice(environments)
     names = [Path(env.root).name for env in environments]
@@ -222,7 +222,7 @@ def check_twice(environments: list[Any]) -> None:
         )
 
 
-def alike(classes: list[str], counts: Counter[int]) -> str:
+def namesake(classes: list[str], counts: Counter[int]) -> str:
     """Which class with pictures has nearly the name of one without, for a sentence."""
     there = {plain(classes[label]): classes[label] for label in counts}
     for label, name in enumerate(classes):

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from domainbed import algorithms, flags, training
-from domainbed.algorithms import reads_stored
 from domainbed.arguments import resolve_hparams
 from domainbed.backbones import load_clip
 from domainbed.datasets import ImageEnvironment
@@ -112,9 +111,9 @@ def run_of(args: argparse.Namespace) -> training.Run:
     own = flags.run_args(args)
     own.hparams = as_json(args.hparams)
     algorithm = algorithms.get_algorithm_class(args.algorithm)
-    if reads_stored(algorithm, resolve_hparams(own)):
+    if algorithms.reads_stored(algorithm, resolve_hparams(own)):
         run = training.Run(own)
-        reads = reads_stored(run.algorithm, run.hparams)
+        reads = algorithms.reads_stored(run.algorithm, run.hparams)
         if isinstance(run.dataset[0], ImageEnvironment) and reads:
             return run
     raise InputError(

@@ -110,18 +110,23 @@ def test_what_gathers_is_read_without_a_loader_of_torchs(monkeypatch):
     assert len(loader) == 3
 
 
-def test_processes_that_cannot_start_are_said_with_the_remedy(tmp_path):
+def stderr_of(code):
     """By a process of its own, which may open few files."""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    return ended.stderr
+
+
+def test_processes_that_cannot_start_are_said_with_the_remedy():
     code = (
         "import resource, torch\n"
         "from domainbed.lib.fast_data_loader import FastDataLoader\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (12, 12))\n"
         "iter(FastDataLoader(torch.utils.data.TensorDataset(torch.ones(9)), 2, 8))"
     )
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    last = ended.stderr.splitlines()[-1]
+    said = stderr_of(code)
+    last = said.splitlines()[-1]
     assert "cannot start 8 processes" in last and "lower --num_workers" in last
-    assert "_workers_status" not in ended.stderr
+    assert "_workers_status" not in said
 
 
 def test_files_that_run_out_while_processes_load_are_said_with_the_remedy():
@@ -135,8 +140,7 @@ def test_files_that_run_out_while_processes_load_are_said_with_the_remedy():
         "resource.setrlimit(resource.RLIMIT_NOFILE, (n, n))\n"
         "kept = list(batches)"
     )
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    last = ended.stderr.splitlines()[-1]
+    last = stderr_of(code).splitlines()[-1]
     assert "InputError: Too many open files for the processes that load" in last
 
 
